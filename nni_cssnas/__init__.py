@@ -1,0 +1,31 @@
+"""Label-free neural architecture search for NNI (CSNAS, arXiv:2102.10557)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nni_cssnas.config import ProxyConfig
+    from nni_cssnas.errors import CssnasError
+    from nni_cssnas.evaluator import ProxyEvaluator
+    from nni_cssnas.genotype import Genotype
+    from nni_cssnas.spaces import CellSpace
+
+__all__ = ["CellSpace", "CssnasError", "Genotype", "ProxyConfig", "ProxyEvaluator", "__version__"]
+__version__ = "0.1.0"
+
+# Names are imported when they are first used: the tuner's process and `nni-cssnas --help` need no torch.
+_HOME = {
+    "CellSpace": "nni_cssnas.spaces",
+    "CssnasError": "nni_cssnas.errors",
+    "Genotype": "nni_cssnas.genotype",
+    "ProxyConfig": "nni_cssnas.config",
+    "ProxyEvaluator": "nni_cssnas.evaluator",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

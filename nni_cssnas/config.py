@@ -1,0 +1,344 @@
+"""What a user writes in ``proxy.yml``: how one candidate architecture is judged.
+
+Every section is a frozen pydantic model: wrong keys and values are refused where the file is read,
+before any image is loaded or network built. ``preset`` fills in what the file leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
+
+from nni_cssnas.errors import ConfigError, nearest
+from nni_cssnas.genotype import OPERATIONS
+
+__all__ = [
+    "PRESETS",
+    "CellSpaceConfig",
+    "ContrastiveConfig",
+    "ImagesConfig",
+    "ProxyConfig",
+    "SpaceConfig",
+    "ViewsConfig",
+]
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, errors as :class:`ConfigError`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, type(self))) from None
+
+
+class SpaceConfig(Section):
+    """The model space: ``name`` is ``module:attribute`` of an NNI ``ModelSpace`` class or a function that makes one."""
+
+    name: str = "nni_cssnas.spaces:CellSpace"
+    arguments: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _check_cell_space(self) -> Self:
+        if self.name == "nni_cssnas.spaces:CellSpace":
+            CellSpaceConfig(**self.arguments)
+        elif self.name.count(":") != 1 or not all(self.name.split(":")):
+            raise ValueError(f"{self.name!r} is not of the form 'module:attribute'")
+        return self
+
+
+class CellSpaceConfig(Section):
+    """Arguments of :class:`nni_cssnas.spaces.CellSpace`.
+
+    ``num_classes: 0`` gives pooled features instead of logits. ``output_nodes: last4`` concatenates
+    the last four nodes as the reference implementation does; ``all`` all of them.
+    """
+
+    encoding: Literal["two-input", "edge"] = "two-input"
+    num_nodes: Literal[4, 5] = 5
+    num_cells: int = Field(8, ge=3)
+    channels: int = Field(16, ge=1)
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    num_classes: int = Field(0, ge=0)
+    output_nodes: Literal["all", "last4"] = "all"
+    operations: tuple[str, ...] | None = None
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    auxiliary: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        operations = self.operations
+        if operations is not None:
+            for name in operations:
+                if name not in OPERATIONS:
+                    raise ValueError(f"unknown operation {name!r}{nearest(name, OPERATIONS)}")
+            if len(set(operations)) != len(operations):
+                raise ValueError(f"operations repeat: {list(operations)}")
+            if self.encoding == "two-input" and "none" in operations:
+                raise ValueError(
+                    "operation 'none' has no meaning in encoding 'two-input', where every named edge exists; "
+                    "leave it out or use encoding 'edge'"
+                )
+            if not set(operations) - {"none"}:
+                raise ValueError(f"operations is {list(operations)}; at least one besides 'none' is needed")
+        if self.auxiliary and not self.num_classes:
+            raise ValueError("auxiliary is true but num_classes is 0; an auxiliary head needs classes to predict")
+        return self
+
+
+class ImagesConfig(Section):
+    """Unlabelled images.
+
+    ``source``: ``tiles`` (real photographs that ship with scikit-image and scikit-learn, as 32x32
+    crops), ``cifar10`` (torchvision's, below ``root``), a folder of images, or an ``.npz`` file with
+    a uint8 array ``images`` of shape (N, H, W, 3). At most one of ``num_images`` and ``fraction``
+    takes a random part, drawn with ``seed``.
+    """
+
+    source: str = "tiles"
+    size: int = Field(32, ge=8)
+    num_images: int | None = Field(None, ge=2)
+    fraction: float | None = Field(None, gt=0, le=1)
+    seed: int = Field(0, ge=0)
+    root: Path | None = None
+    download: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_images is not None and self.fraction is not None:
+            raise ValueError("both num_images and fraction are given; keep one of them")
+        return self
+
+
+class ViewsConfig(Section):
+    """SimCLR views (arXiv:2002.05709): names and defaults are those of lightly's ``SimCLRTransform``.
+
+    ``backend``: ``batched`` draws the views of a whole batch on its device; ``lightly`` runs lightly's
+    transform image by image.
+    """
+
+    backend: Literal["batched", "lightly"] = "batched"
+    cj_prob: Probability = 0.8
+    cj_strength: float = Field(1.0, ge=0)
+    cj_bright: float = Field(0.8, ge=0)
+    cj_contrast: float = Field(0.8, ge=0)
+    cj_sat: float = Field(0.8, ge=0)
+    cj_hue: float = Field(0.2, ge=0, le=0.5)
+    min_scale: float = Field(0.08, gt=0, le=1)
+    random_gray_scale: Probability = 0.2
+    gaussian_blur: Probability = 0.5
+    sigmas: tuple[float, float] = (0.1, 2.0)
+    vf_prob: Probability = 0.0
+    hf_prob: Probability = 0.5
+    rr_prob: Probability = 0.0
+    rr_degrees: float | tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        low, high = self.sigmas
+        if not 0 < low <= high:
+            raise ValueError(f"sigmas is {list(self.sigmas)}; it must be two standard deviations, 0 < low <= high")
+        if self.cj_strength * self.cj_hue > 0.5:
+            raise ValueError(f"cj_strength * cj_hue is {self.cj_strength * self.cj_hue:g}; a hue shift is at most 0.5")
+        return self
+
+
+class ContrastiveConfig(Section):
+    """The short contrastive training of one candidate (the criterion of arXiv:2102.10557).
+
+    ``criterion`` is what is maximised: minus the ``loss`` of the last epoch, the ``drop`` of the loss
+    from the first epoch to the last, or minus the ``held_out`` loss on images that were not trained
+    on. ``loss`` is lightly's NT-Xent (``ntxent``, with ``memory_bank_size`` negatives from a memory
+    bank if it is not 0) or the paper's pretext-invariant two-term form (``pirl``, arXiv:1912.01991).
+    ``view_pool: fixed`` draws the views once and trains on the same pairs every epoch.
+    """
+
+    criterion: Literal["loss", "drop", "held_out"] = "loss"
+    loss: Literal["ntxent", "pirl"] = "ntxent"
+    epochs: int = Field(10, ge=1)
+    batch_size: int = Field(256, ge=2)
+    lr: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(5e-4, ge=0)
+    warmup_epochs: float = Field(1.0, ge=0)
+    temperature: float = Field(0.5, gt=1e-8)
+    memory_bank_size: int = Field(0, ge=0)
+    pirl_weight: Probability = 0.5
+    pirl_momentum: float = Field(0.5, ge=0, lt=1)
+    projection_hidden: int = Field(512, ge=1)
+    projection_dim: int = Field(128, ge=1)
+    view_pool: Literal["fresh", "fixed"] = "fresh"
+    held_out: float = Field(0.1, ge=0, lt=1)
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    channels_last: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.criterion == "held_out" and self.held_out == 0:
+            raise ValueError(
+                "criterion is 'held_out' but held_out is 0; give the fraction of images to hold out, as 0.1"
+            )
+        if self.criterion == "drop" and self.epochs < 2:
+            raise ValueError("criterion is 'drop' but epochs is 1; a drop needs at least 2 epochs")
+        if self.loss == "pirl" and self.memory_bank_size:
+            raise ValueError("loss 'pirl' has a memory of every image of its own; set memory_bank_size to 0")
+        return self
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # METHOD: the values of the reference implementation of arXiv:2102.10557.
+    "paper": {
+        "space": {"arguments": {"num_nodes": 5, "num_cells": 8, "channels": 32, "output_nodes": "last4"}},
+        "contrastive": {
+            "criterion": "loss",
+            "loss": "pirl",
+            "epochs": 10,
+            "batch_size": 256,
+            "lr": 1e-3,
+            "momentum": 0.9,
+            "weight_decay": 0.0,
+            "warmup_epochs": 0.0,
+            "temperature": 0.07,
+            "projection_hidden": 512,
+            "projection_dim": 256,
+            "held_out": 0.0,
+        },
+        "views": {"cj_strength": 0.5, "gaussian_blur": 0.0},
+    },
+    # One modern GPU: minutes a candidate.
+    "gpu": {
+        "space": {"arguments": {"num_nodes": 5, "num_cells": 8, "channels": 16}},
+        "contrastive": {
+            "epochs": 20,
+            "batch_size": 512,
+            "lr": 0.3,
+            "temperature": 0.2,
+            "amp": "bf16",
+            "channels_last": True,
+        },
+        "views": {"cj_strength": 0.5, "gaussian_blur": 0.0},
+    },
+    # Two cores: seconds a candidate.
+    "cpu": {
+        "space": {"arguments": {"num_nodes": 4, "num_cells": 5, "channels": 8}},
+        "images": {"num_images": 576},
+        "contrastive": {
+            "criterion": "drop",
+            "epochs": 8,
+            "batch_size": 128,
+            "lr": 0.1,
+            "temperature": 0.2,
+            "projection_hidden": 128,
+            "projection_dim": 64,
+            "view_pool": "fixed",
+            "held_out": 0.1112,
+        },
+        "views": {"cj_strength": 0.5, "gaussian_blur": 0.0},
+    },
+}
+"""Values that ``preset: NAME`` fills in where the file is silent."""
+
+
+class ProxyConfig(Section):
+    """All of ``proxy.yml``.
+
+    ``seed`` is the experiment's: a trial's own seed is derived from it and from the architecture, so
+    neither order nor resuming changes a score. ``threads`` 0 takes the trial's share of the cores.
+    """
+
+    preset: Literal["paper", "gpu", "cpu"] = "cpu"
+    seed: int = Field(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(0, ge=0)
+    space: SpaceConfig = SpaceConfig()
+    images: ImagesConfig = ImagesConfig()
+    views: ViewsConfig = ViewsConfig()
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+
+    def __init__(self, **values: Any) -> None:
+        preset = values.get("preset", "cpu")
+        if isinstance(preset, str) and preset in PRESETS:
+            defaults = PRESETS[preset]
+            space = values.get("space")
+            if (
+                isinstance(space, Mapping)
+                and space.get("name", "nni_cssnas.spaces:CellSpace") != "nni_cssnas.spaces:CellSpace"
+            ):
+                # The presets' arguments are CellSpace's; another space has its own.
+                defaults = {key: value for key, value in defaults.items() if key != "space"}
+            values = _merge(defaults, values)
+        super().__init__(**values)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a YAML file; relative paths in it are taken from the file's folder.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be read, is not a mapping, or holds a wrong key or value.
+        """
+        path = Path(path)
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from None
+        if data is None:
+            data = {}
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path} must be a mapping of settings, not {type(data).__name__}")
+        images = data.get("images")
+        if isinstance(images, dict):
+            for key in ("source", "root"):
+                value = images.get(key)
+                if isinstance(value, str) and (key == "root" or value not in ("tiles", "cifar10")):
+                    images[key] = str((path.parent / Path(value).expanduser()).resolve())
+        try:
+            return cls(**data)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+
+def _merge(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` over ``defaults``, section by section."""
+    merged = dict(defaults)
+    for key, value in values.items():
+        default = merged.get(key)
+        if isinstance(value, BaseModel):
+            value = value.model_dump(exclude_unset=True)
+        merged[key] = _merge(default, value) if isinstance(default, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for each mistake: the field, the value, and what is allowed."""
+    lines = []
+    for item in error.errors():
+        location = [str(part) for part in item["loc"]]
+        field = ".".join(location) or model.__name__
+        if item["type"] == "extra_forbidden":
+            owner: type[BaseModel] = model
+            for part in location[:-1]:
+                owner = owner.model_fields[part].annotation  # type: ignore[assignment]
+            where = f" in {'.'.join(location[:-1])}" if location[:-1] else ""
+            lines.append(f"unknown key {location[-1]!r}{where}{nearest(location[-1], owner.model_fields)}")
+        elif item["type"] == "literal_error":
+            allowed = [part.strip(" '\"") for part in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
+            lines.append(f"{field} is {item['input']!r}{nearest(item['input'], allowed)}")
+        elif item["type"] == "value_error":
+            lines.append(f"{field}: {item['ctx']['error']}" if location else str(item["ctx"]["error"]))
+        else:
+            lines.append(f"{field} is {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
+    return "; ".join(lines)

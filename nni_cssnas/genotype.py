@@ -1,0 +1,295 @@
+"""An architecture as plain data: what NNI samples, what JSON stores, what DARTS prints.
+
+A *cell* is a directed acyclic graph. States 0 and 1 are the outputs of the two previous cells; state
+``2 + i`` is intermediate node ``i``, the sum of its incoming edges. An *edge* is an operation on an
+earlier state. The cell's output is the concatenation of the states in ``concat``.
+(Liu et al., DARTS, arXiv:1806.09055; Nguyen & Chang, CSNAS, arXiv:2102.10557.)
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from nni_cssnas.errors import GenotypeError, nearest
+
+__all__ = ["NAMED_GENOTYPES", "OPERATIONS", "Cell", "Edge", "Genotype"]
+
+OPERATIONS: tuple[str, ...] = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+"""The eight candidate operations of DARTS and CSNAS, in the reference implementation's order."""
+
+
+@dataclass(frozen=True, order=True)
+class Edge:
+    """``operation`` applied to state ``source``.
+
+    Raises
+    ------
+    GenotypeError
+        If the operation is unknown, or is ``none`` (an edge that does not exist is left out).
+    """
+
+    operation: str
+    source: int
+
+    def __post_init__(self) -> None:
+        if self.operation not in OPERATIONS:
+            raise GenotypeError(f"unknown operation {self.operation!r}{nearest(self.operation, OPERATIONS)}")
+        if self.operation == "none":
+            raise GenotypeError("operation 'none' is the absence of an edge; leave the edge out")
+        if not isinstance(self.source, int) or isinstance(self.source, bool) or self.source < 0:
+            raise GenotypeError(f"source of an edge is {self.source!r}; it must be a state number from 0")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: ``nodes[i]`` holds the incoming edges of intermediate node ``i`` (state ``2 + i``).
+
+    ``concat`` names the states whose concatenation is the output, in order.
+
+    Raises
+    ------
+    GenotypeError
+        If an edge comes from a state that is not earlier than its node, two edges of a node come
+        from the same state, or ``concat`` is empty, repeats or names a state that is not a node.
+    """
+
+    nodes: tuple[tuple[Edge, ...], ...]
+    concat: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.nodes:
+            raise GenotypeError("a cell needs at least one intermediate node")
+        for index, edges in enumerate(self.nodes):
+            sources = [edge.source for edge in edges]
+            late = [source for source in sources if source >= index + 2]
+            if late:
+                raise GenotypeError(
+                    f"node {index} (state {index + 2}) has an edge from state {late[0]}; "
+                    f"only states 0 to {index + 1} come before it"
+                )
+            if len(set(sources)) != len(sources):
+                raise GenotypeError(f"node {index} has two edges from one state: {sources}; keep one of them")
+        states = range(2, 2 + len(self.nodes))
+        if not self.concat or len(set(self.concat)) != len(self.concat) or not set(self.concat) <= set(states):
+            raise GenotypeError(
+                f"concat is {list(self.concat)}; it must be distinct states from "
+                f"{states.start} to {states.stop - 1}, at least one"
+            )
+
+    def live_nodes(self, live_inputs: frozenset[int] = frozenset({0, 1})) -> frozenset[int]:
+        """The states of the nodes that depend on ``live_inputs`` *and* that the output depends on."""
+        reached = set(live_inputs)
+        for index, edges in enumerate(self.nodes):
+            if any(edge.source in reached for edge in edges):
+                reached.add(index + 2)
+        needed = set(self.concat)
+        for index in reversed(range(len(self.nodes))):
+            if index + 2 in needed:
+                needed.update(edge.source for edge in self.nodes[index] if edge.source in reached)
+        return frozenset(state for state in reached & needed if state >= 2)
+
+    def live_inputs(self, live_inputs: frozenset[int] = frozenset({0, 1})) -> frozenset[int]:
+        """The inputs among ``live_inputs`` (0: the cell before last, 1: the last) that are used."""
+        live = self.live_nodes(live_inputs)
+        sources = {edge.source for state in live for edge in self.nodes[state - 2]}
+        return frozenset(sources & live_inputs)
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """A normal and a reduction cell: the whole architecture but for depth and width.
+
+    Raises
+    ------
+    GenotypeError
+        If the two cells do not concatenate equally many states (their widths must agree).
+    """
+
+    normal: Cell
+    reduce: Cell
+
+    def __post_init__(self) -> None:
+        if len(self.normal.concat) != len(self.reduce.concat):
+            raise GenotypeError(
+                f"the normal cell concatenates {len(self.normal.concat)} states and the reduction cell "
+                f"{len(self.reduce.concat)}; both must concatenate the same number"
+            )
+
+    # ---- JSON -------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"normal": [[[operation, source], ...], ...], "normal_concat": [...], "reduce": ...}``."""
+        result: dict[str, Any] = {}
+        for name, cell in (("normal", self.normal), ("reduce", self.reduce)):
+            result[name] = [[[edge.operation, edge.source] for edge in edges] for edges in cell.nodes]
+            result[f"{name}_concat"] = list(cell.concat)
+        return result
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Genotype:
+        """The inverse of :meth:`to_dict`.
+
+        Raises
+        ------
+        GenotypeError
+            If a key is missing or unknown, or a value has another shape.
+        """
+        keys = {"normal", "normal_concat", "reduce", "reduce_concat"}
+        if not isinstance(data, dict):
+            raise GenotypeError(f"a genotype is a mapping with the keys {sorted(keys)}, not {type(data).__name__}")
+        for key in data.keys() - keys:
+            raise GenotypeError(f"unknown key {key!r} in a genotype{nearest(key, keys)}")
+        for key in sorted(keys - data.keys()):
+            raise GenotypeError(f"key {key!r} is missing in the genotype")
+
+        def cell(name: str) -> Cell:
+            try:
+                nodes = tuple(tuple(Edge(op, source) for op, source in edges) for edges in data[name])
+                concat = tuple(data[f"{name}_concat"])
+            except (TypeError, ValueError) as error:
+                if isinstance(error, GenotypeError):
+                    raise GenotypeError(f"{name} cell: {error}") from None
+                raise GenotypeError(
+                    f"{name} cell: expected a list of nodes, each a list of [operation, source] pairs; got {data[name]!r}"
+                ) from None
+            try:
+                return Cell(nodes, concat)
+            except GenotypeError as error:
+                raise GenotypeError(f"{name} cell: {error}") from None
+
+        return cls(normal=cell("normal"), reduce=cell("reduce"))
+
+    def to_json(self) -> str:
+        """One line of canonical JSON: equal genotypes give equal text."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Genotype:
+        """The inverse of :meth:`to_json`; any JSON layout is accepted."""
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise GenotypeError(f"not JSON: {error}") from None
+        return cls.from_dict(data)
+
+    # ---- DARTS ------------------------------------------------------------------------------------
+
+    def to_darts(self) -> str:
+        """``Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=[2, 3, 4, 5], ...)``.
+
+        Raises
+        ------
+        GenotypeError
+            If a node has not exactly two incoming edges; DARTS's flat list cannot say that.
+        """
+        parts = []
+        for name, cell in (("normal", self.normal), ("reduce", self.reduce)):
+            for index, edges in enumerate(cell.nodes):
+                if len(edges) != 2:
+                    raise GenotypeError(
+                        f"node {index} of the {name} cell has {len(edges)} incoming edges; "
+                        "the DARTS form needs exactly 2 for every node. Use the JSON form"
+                    )
+            pairs = [(edge.operation, edge.source) for edges in cell.nodes for edge in edges]
+            parts.append(f"{name}={pairs!r}, {name}_concat={list(cell.concat)!r}")
+        return f"Genotype({', '.join(parts)})"
+
+    @classmethod
+    def from_darts(cls, text: str) -> Genotype:
+        """Read what DARTS, PC-DARTS and the CSNAS reference implementation print.
+
+        Raises
+        ------
+        GenotypeError
+            If the text is not a ``Genotype(...)`` call with literal arguments.
+        """
+        form = "Genotype(normal=[(op, index), ...], normal_concat=..., reduce=[...], reduce_concat=...)"
+        fields = ("normal", "normal_concat", "reduce", "reduce_concat")
+        try:
+            call = ast.parse(text.strip(), mode="eval").body
+        except SyntaxError as error:
+            raise GenotypeError(f"not the DARTS form {form}: {error.msg}") from None
+        if not isinstance(call, ast.Call) or getattr(call.func, "id", None) != "Genotype":
+            raise GenotypeError(f"not the DARTS form {form}: {text.strip()[:80]!r}")
+        arguments = dict(zip(fields, call.args, strict=False))
+        arguments |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg in fields}
+        values: dict[str, Any] = {}
+        for name in fields:
+            if name not in arguments:
+                raise GenotypeError(f"{name} is missing in the DARTS form {form}")
+            values[name] = _literal(arguments[name], name)
+
+        def nodes(name: str) -> list[list[Any]]:
+            pairs = values[name]
+            if not isinstance(pairs, list) or not pairs or len(pairs) % 2:
+                raise GenotypeError(f"{name} must be a list of (operation, index), two for each node; got {pairs!r}")
+            return [pairs[start : start + 2] for start in range(0, len(pairs), 2)]
+
+        return cls.from_dict(
+            {
+                "normal": nodes("normal"),
+                "normal_concat": values["normal_concat"],
+                "reduce": nodes("reduce"),
+                "reduce_concat": values["reduce_concat"],
+            }
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Genotype:
+        """A genotype from a known name (``DARTS_V2``), the DARTS form, or JSON."""
+        stripped = text.strip()
+        if stripped.startswith("{"):
+            return cls.from_json(stripped)
+        if stripped.startswith("Genotype"):
+            return cls.from_darts(stripped)
+        if stripped in NAMED_GENOTYPES:
+            return NAMED_GENOTYPES[stripped]
+        raise GenotypeError(
+            f"{stripped[:80]!r} is neither JSON, nor the DARTS form, nor a known name{nearest(stripped, NAMED_GENOTYPES)}"
+        )
+
+
+def _literal(node: ast.expr, name: str) -> Any:
+    """A literal, or ``range(a, b)`` as DARTS's own code writes the concatenation."""
+    if isinstance(node, ast.Call) and getattr(node.func, "id", None) in ("range", "list") and not node.keywords:
+        arguments = [_literal(argument, name) for argument in node.args]
+        try:
+            return list(range(*arguments)) if node.func.id == "range" else list(*arguments)  # type: ignore[attr-defined]
+        except TypeError:
+            raise GenotypeError(f"{name} is {ast.unparse(node)}, not a list of numbers") from None
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        raise GenotypeError(f"{name} is {ast.unparse(node)}, not a literal") from None
+    return list(value) if isinstance(value, tuple) else value
+
+
+NAMED_GENOTYPES: dict[str, Genotype] = {
+    # arXiv:1806.09055, second order
+    "DARTS_V2": Genotype.from_darts(
+        "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
+        "('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5], "
+        "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), "
+        "('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=[2, 3, 4, 5])"
+    ),
+    # arXiv:2102.10557, found on ISIC-2019 with 4 nodes
+    "CNAS_ISIC_s4": Genotype.from_darts(
+        "Genotype(normal=[('skip_connect', 0), ('avg_pool_3x3', 1), ('dil_conv_5x5', 0), ('dil_conv_3x3', 1), "
+        "('skip_connect', 0), ('sep_conv_5x5', 1), ('skip_connect', 0), ('avg_pool_3x3', 1)], normal_concat=[2, 3, 4, 5], "
+        "reduce=[('skip_connect', 0), ('max_pool_3x3', 1), ('dil_conv_3x3', 0), ('dil_conv_5x5', 2), ('dil_conv_3x3', 0), "
+        "('sep_conv_3x3', 1), ('max_pool_3x3', 1), ('dil_conv_3x3', 2)], reduce_concat=[2, 3, 4, 5])"
+    ),
+}
+"""Published genotypes by name."""
