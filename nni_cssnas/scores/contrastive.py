@@ -1,0 +1,320 @@
+"""The paper's criterion: a short contrastive training of the candidate (arXiv:2102.10557; SimCLR, arXiv:2002.05709)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from lightly.loss.ntx_ent_loss import NTXentLoss
+from lightly.models.modules.heads import SimCLRProjectionHead
+from lightly.utils.scheduler import CosineWarmupScheduler
+from torch import nn
+
+from nni_cssnas.config import ContrastiveConfig
+from nni_cssnas.errors import ConfigError, DivergenceError, SpaceError
+from nni_cssnas.scores.device import seeded
+from nni_cssnas.scores.losses import PretextInvariantLoss
+
+__all__ = ["ContrastiveResult", "Views", "check_images", "train_contrastive"]
+
+
+class Views(Protocol):
+    """Two augmented views of every image: uint8 ``(B, 3, H, W)`` to two floats ``(B, 3, S, S)``."""
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw the views of a batch on its device."""
+
+
+@dataclass(frozen=True)
+class ContrastiveResult:
+    """What one short training showed. Losses are natural logarithms, means over images.
+
+    Attributes
+    ----------
+    epoch_losses
+        Mean training loss of every epoch.
+    held_out
+        Loss on images that were not trained on, or None where none were held out.
+    steps
+        Optimiser steps made.
+    seconds
+        Time of the training alone.
+    images_per_second
+        Images (not views) trained on in a second.
+    """
+
+    epoch_losses: tuple[float, ...]
+    held_out: float | None
+    steps: int
+    seconds: float
+    images_per_second: float
+
+    @property
+    def loss(self) -> float:
+        """Mean training loss of the last epoch: the paper's criterion, lower is better."""
+        return self.epoch_losses[-1]
+
+    @property
+    def drop(self) -> float:
+        """Loss of the first epoch minus that of the last: how much was learned."""
+        return self.epoch_losses[0] - self.epoch_losses[-1]
+
+    def score(self, criterion: str) -> float:
+        """The number to maximise for ``criterion`` ``loss``, ``drop`` or ``held_out``."""
+        if criterion == "loss":
+            return -self.loss
+        if criterion == "drop":
+            return self.drop
+        if criterion == "held_out" and self.held_out is not None:
+            return -self.held_out
+        raise ConfigError(
+            f"criterion {criterion!r} was not measured; known: 'loss', 'drop', 'held_out' (needs held_out > 0)"
+        )
+
+
+def check_images(num_images: int, config: ContrastiveConfig) -> int:
+    """How many of ``num_images`` are held out.
+
+    Raises
+    ------
+    ConfigError
+        If what is left to train on is less than one batch, or fewer than 2 images are held out.
+    """
+    num_held_out = round(config.held_out * num_images)
+    if config.held_out and num_held_out < 2:
+        raise ConfigError(
+            f"held_out {config.held_out} of {num_images} images leaves {num_held_out} held out; 2 or more are needed. "
+            "Raise held_out, use more images, or set held_out: 0"
+        )
+    if config.batch_size > num_images - num_held_out:
+        raise ConfigError(
+            f"batch_size is {config.batch_size} but there are only {num_images - num_held_out} images to train on "
+            f"({num_images} less {num_held_out} held out); lower batch_size or use more images"
+        )
+    return num_held_out
+
+
+def train_contrastive(
+    backbone: nn.Module,
+    images: torch.Tensor,
+    config: ContrastiveConfig,
+    *,
+    views: Views,
+    seed: int,
+    data_seed: int = 0,
+    device: torch.device | str = "cpu",
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> ContrastiveResult:
+    """Train ``backbone`` and a projection head on contrastive views of ``images`` for a few epochs.
+
+    Parameters
+    ----------
+    backbone
+        Maps ``(B, 3, S, S)`` to features ``(B, D)``. It is trained in place.
+    images
+        uint8, ``(N, 3, H, W)``. The last part of a random order is held out.
+    config
+        The training; see :class:`~nni_cssnas.config.ContrastiveConfig`.
+    views
+        Draws the two views of a batch.
+    seed
+        Of the projection head and whatever the network draws; the candidate's own.
+    data_seed
+        Of the split, the order and the views; the same for all candidates, which makes them comparable.
+    device
+        Where to train.
+    on_epoch
+        Called with the epoch's number from 0 and its mean loss.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer images than one batch.
+    DivergenceError
+        If the loss becomes NaN or infinite; names the step, the learning rate and the remedy.
+    SpaceError
+        If the backbone does not give one feature vector for each image.
+    """
+    device = torch.device(device)
+    num_held_out = check_images(len(images), config)
+    generator = torch.Generator(device).manual_seed(data_seed)
+    order = torch.randperm(len(images), generator=generator, device=device)
+    images = images.to(device)
+    # index: number of an image among those trained on
+    train, held_out = images[order[num_held_out:]], images[order[:num_held_out]]
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    with seeded(seed):
+        backbone = backbone.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+        head = SimCLRProjectionHead(
+            _feature_width(backbone, views, train, device), config.projection_hidden, config.projection_dim
+        ).to(device)
+        loss_function = _loss(config, len(train), generator, device)
+        trainer = _Trainer(backbone, head, loss_function, config, num_images=len(train), device=device)
+        pairs = views(train, generator) if config.view_pool == "fixed" else None
+        if pairs is not None:
+            pairs = tuple(view.contiguous(memory_format=memory_format) for view in pairs)
+
+        epoch_losses = []
+        backbone.train()
+        head.train()
+        start = time.perf_counter()
+        for epoch in range(config.epochs):
+            for index in _batches(len(train), config.batch_size, generator):
+                if pairs is not None:
+                    first, second = pairs[0][index], pairs[1][index]
+                else:
+                    first, second = views(train[index], generator)
+                trainer.step(first, second, index)
+            epoch_losses.append(trainer.finish_epoch())
+            if on_epoch is not None:
+                on_epoch(epoch, epoch_losses[-1])
+        seconds = time.perf_counter() - start
+        held_out_loss = None
+        if num_held_out:
+            held_out_loss = _evaluate(backbone, head, views(held_out, generator), config, memory_format)
+    steps = config.epochs * (len(train) // config.batch_size)
+    return ContrastiveResult(
+        epoch_losses=tuple(epoch_losses),
+        held_out=held_out_loss,
+        steps=steps,
+        seconds=seconds,
+        images_per_second=steps * config.batch_size / max(seconds, 1e-9),
+    )
+
+
+class _Trainer:
+    """One optimiser step at a time, without waiting for the device until the epoch's end."""
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        loss_function: nn.Module,
+        config: ContrastiveConfig,
+        *,
+        num_images: int,
+        device: torch.device,
+    ) -> None:
+        self.backbone = backbone
+        self.head = head
+        self.loss_function = loss_function
+        self.config = config
+        self.device = device
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        steps_per_epoch = num_images // config.batch_size
+        steps = config.epochs * steps_per_epoch
+        parameters = [p for module in (backbone, head) for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        warmup = min(round(config.warmup_epochs * steps_per_epoch), steps)
+        self.scheduler = CosineWarmupScheduler(self.optimizer, warmup, steps, end_value=0.0)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16" and device.type == "cuda")
+        self.step_count = 0
+        self.losses: list[torch.Tensor] = []
+        self.rates: list[float] = []
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Half precision where the config asks for it; fp16 is bf16 on the CPU, which has no fp16 kernels for all."""
+        dtype = torch.float16 if self.config.amp == "fp16" and self.device.type == "cuda" else torch.bfloat16
+        return torch.autocast(self.device.type, dtype=dtype, enabled=self.config.amp != "off")
+
+    def step(self, first: torch.Tensor, second: torch.Tensor, index: torch.Tensor) -> None:
+        """Forward, backward and update on two views ``(B, 3, S, S)`` of the images ``index``."""
+        batch = torch.cat([first, second]).contiguous(memory_format=self.memory_format)
+        with self.autocast():
+            embeddings = self.head(self.backbone(batch))
+        u, v = embeddings.float().chunk(2)
+        loss = (
+            self.loss_function(u, v, index)
+            if isinstance(self.loss_function, PretextInvariantLoss)
+            else self.loss_function(u, v)
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.rates.append(self.optimizer.param_groups[0]["lr"])
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scheduler.step()
+        self.losses.append(loss.detach())
+
+    def finish_epoch(self) -> float:
+        """The epoch's mean loss: the only place where the device is waited for.
+
+        Raises
+        ------
+        DivergenceError
+            If a loss of the epoch was NaN or infinite.
+        """
+        losses = torch.stack(self.losses).tolist()
+        for offset, (loss, rate) in enumerate(zip(losses, self.rates, strict=True)):
+            if not math.isfinite(loss):
+                hint = "" if self.config.amp == "off" else " or set amp: off"
+                raise DivergenceError(
+                    f"contrastive loss is {loss} at step {self.step_count + offset + 1} (lr {rate:g}, "
+                    f"temperature {self.config.temperature:g}); lower lr ({self.config.lr:g}), raise temperature{hint}"
+                )
+        self.step_count += len(losses)
+        self.losses.clear()
+        self.rates.clear()
+        return sum(losses) / len(losses)
+
+
+def _batches(num_images: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Random batches of one epoch; an incomplete last one is left out, for it would have fewer negatives."""
+    order = torch.randperm(num_images, generator=generator, device=generator.device)
+    for start in range(0, num_images - batch_size + 1, batch_size):
+        yield order[start : start + batch_size]
+
+
+def _loss(config: ContrastiveConfig, num_images: int, generator: torch.Generator, device: torch.device) -> nn.Module:
+    if config.loss == "pirl":
+        return PretextInvariantLoss(
+            num_images,
+            config.projection_dim,
+            temperature=config.temperature,
+            weight=config.pirl_weight,
+            momentum=config.pirl_momentum,
+            generator=generator,
+        )
+    bank = (config.memory_bank_size, config.projection_dim) if config.memory_bank_size else 0
+    return NTXentLoss(temperature=config.temperature, memory_bank_size=bank).to(device)
+
+
+def _feature_width(backbone: nn.Module, views: Views, images: torch.Tensor, device: torch.device) -> int:
+    """Width of the features, found by running two images without leaving a trace in the network."""
+    training = backbone.training
+    backbone.eval()
+    probe = views(images[:2], torch.Generator(device).manual_seed(0))[0]
+    with torch.no_grad():
+        features = backbone(probe)
+    backbone.train(training)
+    if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(probe):
+        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+        raise SpaceError(
+            f"the backbone gives {shape} for {len(probe)} images; it must give features of shape (batch, width)"
+        )
+    return features.shape[1]
+
+
+@torch.no_grad()
+def _evaluate(
+    backbone: nn.Module,
+    head: nn.Module,
+    pair: tuple[torch.Tensor, torch.Tensor],
+    config: ContrastiveConfig,
+    memory_format: torch.memory_format,
+) -> float:
+    """NT-Xent of the two views of all held-out images against each other, by the trained network."""
+    backbone.eval()
+    head.eval()
+    embeddings = []
+    for view in pair:
+        parts = view.contiguous(memory_format=memory_format).split(config.batch_size)
+        embeddings.append(torch.cat([head(backbone(part)) for part in parts]))
+    return float(NTXentLoss(temperature=config.temperature)(embeddings[0], embeddings[1]))

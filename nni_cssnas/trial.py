@@ -1,0 +1,67 @@
+"""What ``nnictl`` starts for each trial: ``python -m nni_cssnas.trial [proxy.yml]``.
+
+The trial asks NNI for its parameters before anything heavy is imported. Run outside of NNI it scores one random
+architecture, which is a quick check of a ``proxy.yml``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluate one candidate; gives the process's exit code, 1 for an error that a user can mend."""
+    parser = argparse.ArgumentParser(prog="python -m nni_cssnas.trial", description="Judge one candidate for NNI.")
+    parser.add_argument("config", nargs="?", default="proxy.yml", help="the proxy's settings (default: proxy.yml)")
+    options = parser.parse_args(arguments)
+
+    import nni
+
+    from nni_cssnas import pairing
+
+    pairing.install()
+    parameters = nni.get_next_parameter()
+
+    from nni_cssnas.config import ProxyConfig
+    from nni_cssnas.errors import CssnasError
+
+    try:
+        config = ProxyConfig.load(options.config)
+        threads = config.threads or max(1, (os.cpu_count() or 1) // pairing.trial_concurrency())
+        # Before torch is imported: the libraries below it read these once, at their start.
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(variable, str(threads))
+
+        import numpy as np
+        import torch
+
+        from nni_cssnas.evaluator import ProxyEvaluator, candidate_seed
+        from nni_cssnas.spaces import decode, make_space, random_parameters
+
+        torch.set_num_threads(threads)
+        space = make_space(config.space)
+        if not parameters:
+            parameters = random_parameters(space, np.random.default_rng())
+            print(f"outside of NNI: scoring the random architecture {parameters}")
+        sample = decode(space, parameters)
+        evaluator = ProxyEvaluator(config)
+        result = evaluator.run(lambda: space.freeze(sample), parameters, candidate_seed(config, parameters))
+    except CssnasError as error:
+        # The whole story is in error.txt beside the record; this line is what trial.stderr shows first.
+        print(f"nni_cssnas: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    for name, value in result.metric().items():
+        print(f"{name}: {value:.6g}")
+    return 0
+
+
+if __name__ == "__main__":
+    # Back to the module's real name, so that errors and classes are those that others import.
+    from nni_cssnas.trial import main as run
+
+    sys.exit(run())
