@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from nni import NoMoreTrialError, load
 from nni.algorithms.hpo.tpe_tuner import Record, TpeTuner
-from nni.common.hpo_utils import deformat_parameters, format_parameters, format_search_space
-from nni.utils import OptimizeMode
+from nni.common.hpo_utils import OptimizeMode, deformat_parameters, format_parameters, format_search_space
 
 from nni_cssnas.tuners.base import finite_score
 

@@ -1,0 +1,193 @@
+"""``nni-cssnas``: what surrounds ``nnictl``. Heavy libraries are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nni_cssnas.errors import CssnasError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Label-free neural architecture search for NNI.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+
+
+@app.callback()
+def _root() -> None:
+    """Label-free neural architecture search for NNI."""
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="The experiment.yml that nnictl shall run.")],
+    port: Annotated[int | None, typer.Option(help="Port of the portal; default: 8080 or the next free one.")] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let the portal, which has no password, listen on all interfaces.")
+    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the manager and the portal running at the end.")] = False,
+) -> None:
+    """Run an experiment with nnictl, wait for it with a progress bar, and show the best architecture."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from nni_cssnas import launch
+    from nni_cssnas.results.experiments import find_experiment
+
+    total = _check_experiment(config)
+    with console.status("starting the NNI manager"):
+        experiment = launch.create(config, port=port, public=public)
+    console.print(f"experiment [bold]{experiment.id}[/], portal [link={experiment.portal}]{experiment.portal}[/]")
+    state: launch.Progress | None = None
+    try:
+        columns = (
+            TextColumn("trials"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("", total=total)
+            for state in experiment.watch():
+                best = "" if state.best is None else f", best score {state.best:.4f}"
+                failed = f", {state.failed} failed" if state.failed else ""
+                bar.update(
+                    task, completed=state.succeeded + state.failed, description=f"{state.running} running{failed}{best}"
+                )
+        if state is not None and state.errors:
+            console.print("the NNI manager reports: " + "; ".join(state.errors), style="red", markup=False)
+        _show_best(find_experiment(experiment.id), top=3, output=None, force=False)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted; the trials that finished are kept")
+        raise typer.Exit(130) from None
+    finally:
+        if keep:
+            console.print(f"the portal stays at {experiment.portal}; stop it with: nnictl stop {experiment.id}")
+        else:
+            experiment.stop()
+            console.print(f"stopped; look at it again with: nnictl view {experiment.id}")
+    if state is None or state.status == "ERROR" or not state.succeeded:
+        raise typer.Exit(1)
+
+
+@app.command()
+def best(
+    experiment: Annotated[str, typer.Argument(help="NNI's id of the experiment, or a folder that holds its records.")],
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many architectures to list.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for genotype.json and the pictures.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace another architecture that lies there.")] = False,
+) -> None:
+    """List the best architectures of an experiment, write the best one and draw it."""
+    from nni_cssnas.results.experiments import find_experiment
+
+    _show_best(find_experiment(experiment), top=top, output=output, force=force)
+
+
+@app.command()
+def space(
+    config: Annotated[Path, typer.Argument(help="The proxy.yml that names the space.")] = Path("proxy.yml"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: search_space.json beside the config.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file with other contents.")] = False,
+) -> None:
+    """Write search_space.json for an experiment."""
+    from nni_cssnas.config import ProxyConfig
+    from nni_cssnas.errors import ConfigError
+    from nni_cssnas.results.records import write_atomically
+
+    settings = ProxyConfig.load(config)
+    from nni_cssnas.spaces import make_space, search_space
+
+    sys.path.insert(0, str(config.parent.resolve()))  # a space of the user's own lies beside its experiment
+    choices = search_space(make_space(settings.space))
+    path = output or config.parent / "search_space.json"
+    text = json.dumps(choices, indent=1) + "\n"
+    if path.exists() and path.read_text(encoding="utf-8") != text and not force:
+        raise ConfigError(f"{path} has other contents; use --force to replace it")
+    write_atomically(path, text)
+    console.print(f"{path}: {len(choices)} choices", soft_wrap=True)
+
+
+def _check_experiment(config: Path) -> int | None:
+    """Refuse a wrong experiment.yml or proxy.yml before a manager is started; gives the number of trials."""
+    import shlex
+
+    import yaml
+
+    from nni_cssnas.config import ProxyConfig
+    from nni_cssnas.errors import ConfigError
+
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {config}: {error.strerror or error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{config} is not YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{config} must be a mapping of NNI's settings, not {type(settings).__name__}")
+    words = shlex.split(str(settings.get("trialCommand", "")))
+    if "nni_cssnas.trial" in words:
+        rest = [word for word in words[words.index("nni_cssnas.trial") + 1 :] if not word.startswith("-")]
+        folder = config.parent / str(settings.get("trialCodeDirectory", "."))
+        ProxyConfig.load(folder / (rest[0] if rest else "proxy.yml"))
+    number = settings.get("maxTrialNumber")
+    return number if isinstance(number, int) else None
+
+
+def _show_best(folder: Path, *, top: int, output: Path | None, force: bool) -> None:
+    from nni_cssnas.results.best import export_best, rank
+    from nni_cssnas.results.records import read_records
+
+    records = read_records(folder)
+    ranked = rank(records)
+    names = [name for name in ("loss", "drop", "held_out", "params", "macs", "seconds") if name in ranked[0].components]
+    table = Table(title=f"best of {len(ranked)} finished trials", title_justify="left")
+    table.add_column("trial", justify="right")
+    table.add_column("score", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    for record in ranked[:top]:
+        values = [_short(record.components.get(name)) for name in names]
+        table.add_row(str(record.sequence), f"{record.score:.4f}", *values)
+    console.print(table)
+    files = export_best(ranked[0], output or folder / "best", force=force or output is None)
+    console.print(f"best architecture: trial {ranked[0].sequence}, score {ranked[0].score:.4f}")
+    for path in (files.architecture, *files.pictures):
+        console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+def _short(value: float | None) -> str:
+    if value is None:
+        return ""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.4g}"
+
+
+def main() -> None:
+    """Run the command line; an error of this package is one line on stderr and exit code 1."""
+    try:
+        app()
+    except CssnasError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""The best architectures of an experiment, read from the trials' own records."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nni_cssnas.errors import ExperimentError
+from nni_cssnas.genotype import Genotype
+from nni_cssnas.results.records import TrialRecord, write_atomically
+
+__all__ = ["BestFiles", "export_best", "rank"]
+
+
+def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Finished trials, best score first; earlier trials first among equals.
+
+    Raises
+    ------
+    ExperimentError
+        If no trial finished; tells how many there are and what the last failed one said.
+    """
+    finished = [record for record in records if record.finished]
+    if not finished:
+        failed = [record for record in records if record.status == "failed"]
+        last = f"; the last one that failed said: {failed[-1].error}" if failed else ""
+        raise ExperimentError(f"no trial has finished yet ({len(records)} started, {len(failed)} failed){last}")
+    return sorted(finished, key=lambda record: (-(record.score or 0.0), record.sequence))
+
+
+@dataclass(frozen=True)
+class BestFiles:
+    """What :func:`export_best` wrote: the architecture, and pictures where it has cells."""
+
+    architecture: Path
+    pictures: tuple[Path, ...]
+
+
+def export_best(record: TrialRecord, folder: Path, *, force: bool = False) -> BestFiles:
+    """Write ``genotype.json`` with ``genotype.svg`` and ``.png``; ``sample.json`` for a space without cells.
+
+    Raises
+    ------
+    ExperimentError
+        If the file is there with other contents and ``force`` is false, or cannot be written.
+    """
+    name = "genotype" if record.genotype else "sample"
+    text = json.dumps(record.genotype or record.parameters, indent=1) + "\n"
+    path = folder / f"{name}.json"
+    try:
+        if path.exists() and not force and path.read_text(encoding="utf-8") != text:
+            raise ExperimentError(f"{path} holds another architecture; name another folder, or use --force")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    except OSError as error:
+        raise ExperimentError(f"cannot write {path}: {error.strerror or error}; name another folder") from None
+    pictures: list[Path] = []
+    if record.genotype:
+        from nni_cssnas.results.draw import draw_genotype
+
+        title = f"Trial {record.sequence} of {record.experiment}: score {record.score:.4f}"
+        pictures = draw_genotype(Genotype.from_dict(record.genotype), folder / "genotype", title=title)
+    return BestFiles(path, tuple(pictures))

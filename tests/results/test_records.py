@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nni_cssnas.errors import ExperimentError
+from nni_cssnas.genotype import Genotype
+from nni_cssnas.results.best import export_best, rank
+from nni_cssnas.results.experiments import find_experiment
+from nni_cssnas.results.records import RECORD_NAME, TrialRecord, read_records
+
+
+def record(number: int, score: float | None, status: str = "succeeded", **values: object) -> TrialRecord:
+    return TrialRecord("exp", f"t{number}", number, number, {"a": number}, status=status, score=score, **values)  # type: ignore[arg-type]
+
+
+def test_records_round_trip_and_come_in_order(tmp_path: Path) -> None:
+    for number in (10, 2, 1):
+        record(number, number / 10, components={"loss": 1.5}, epoch_losses=[2.0, 1.5]).write(tmp_path / f"trials/t{number}")
+    records = read_records(tmp_path)
+    assert [item.sequence for item in records] == [1, 2, 10]
+    assert records[0] == record(1, 0.1, components={"loss": 1.5}, epoch_losses=[2.0, 1.5])
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_damaged_record_is_named_and_left_out(tmp_path: Path) -> None:
+    record(1, 0.5).write(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / RECORD_NAME).write_text('{"experiment": "e", ')
+    with pytest.warns(UserWarning, match=r"b/record\.json"):
+        records = read_records(tmp_path)
+    assert [item.sequence for item in records] == [1]
+
+
+def test_an_unwritable_folder_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExperimentError, match=r"cannot write the trial's record .*file/record\.json.*make the folder writable"):
+        record(1, 0.5).write(tmp_path / "file")
+
+
+def test_best_is_by_score_among_finished_trials() -> None:
+    records = [record(0, 0.1), record(1, 0.9, "failed"), record(2, 0.7), record(3, None, "running"), record(4, 0.7), record(5, float("nan"))]
+    assert [item.sequence for item in rank(records)] == [2, 4, 0]
+    with pytest.raises(ExperimentError, match=r"no trial has finished yet \(1 started, 1 failed\).*said: boom"):
+        rank([record(0, None, "failed", error="boom")])
+    with pytest.raises(ExperimentError, match=r"0 started"):
+        rank([])
+
+
+def test_export_writes_once_and_overwrites_only_when_forced(tmp_path: Path) -> None:
+    darts, isic = (Genotype.parse(name).to_dict() for name in ("DARTS_V2", "CNAS_ISIC_s4"))
+    files = export_best(record(1, 0.5, genotype=darts), tmp_path)
+    assert Genotype.from_json(files.architecture.read_text()) == Genotype.parse("DARTS_V2")
+    assert sorted(path.suffix for path in files.pictures) == [".png", ".svg"]
+    export_best(record(1, 0.5, genotype=darts), tmp_path)
+    with pytest.raises(ExperimentError, match="holds another architecture"):
+        export_best(record(1, 0.5, genotype=isic), tmp_path)
+    export_best(record(1, 0.5, genotype=isic), tmp_path, force=True)
+    assert json.loads((tmp_path / "genotype.json").read_text()) == isic
+    assert export_best(record(1, 0.5), tmp_path).architecture.name == "sample.json"
+
+
+def test_unknown_experiment_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "nni_cssnas.results.experiments.known_experiments",
+        lambda: {"abcd1234": {"logDir": str(tmp_path)}, "gone5678": {"logDir": str(tmp_path)}},
+    )
+    (tmp_path / "abcd1234").mkdir()
+    assert find_experiment("abcd1234") == tmp_path / "abcd1234"
+    assert find_experiment(str(tmp_path)) == tmp_path
+    with pytest.raises(ExperimentError, match=r"no experiment 'abcd1235'.*did you mean 'abcd1234'"):
+        find_experiment("abcd1235")
+    with pytest.raises(ExperimentError, match="is gone"):
+        find_experiment("gone5678")

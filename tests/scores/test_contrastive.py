@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from nni_cssnas.config import ContrastiveConfig
+from nni_cssnas.errors import ConfigError, DeviceError, DivergenceError, SpaceError
+from nni_cssnas.scores.contrastive import _loss, check_images, train_contrastive
+from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
+from nni_cssnas.scores.losses import PretextInvariantLoss
+
+
+def noisy_views(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    clean = images.float() / 255 - 0.5
+    first, second = (clean + 0.1 * torch.randn(clean.shape, generator=generator) for _ in range(2))
+    return first, second
+
+
+def images(count: int = 48, size: int = 8) -> torch.Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def backbone(seed: int = 0) -> nn.Module:
+    with seeded(seed):
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def config(**values: Any) -> ContrastiveConfig:
+    defaults: dict[str, Any] = {"epochs": 2, "batch_size": 8, "projection_hidden": 16, "projection_dim": 8}
+    return ContrastiveConfig(**(defaults | values))
+
+
+def simclr_in_plain_loops(u: torch.Tensor, v: torch.Tensor, temperature: float) -> float:
+    """Equation 1 of arXiv:2002.05709, term by term."""
+    z = [row.tolist() for row in torch.cat([u, v])]
+
+    def similarity(a: list[float], b: list[float]) -> float:
+        dot = sum(x * y for x, y in zip(a, b, strict=True))
+        return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+    n, total = len(u), 0.0
+    for i in range(2 * n):
+        j = (i + n) % (2 * n)
+        denominator = sum(math.exp(similarity(z[i], z[k]) / temperature) for k in range(2 * n) if k != i)
+        total -= math.log(math.exp(similarity(z[i], z[j]) / temperature) / denominator)
+    return total / (2 * n)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_the_loss_trained_with_is_the_simclr_formula(temperature: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    loss = _loss(config(temperature=temperature), 48, generator, torch.device("cpu"))
+    for _ in range(3):
+        u, v = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64)
+        assert float(loss(u, v)) == pytest.approx(simclr_in_plain_loops(u, v, temperature), rel=1e-9)
+
+
+def test_memory_bank_gives_its_negatives() -> None:
+    loss = _loss(config(memory_bank_size=32, projection_dim=5), 48, torch.Generator(), torch.device("cpu"))
+    u, v = torch.randn(2, 4, 5)
+    bank = loss.memory_bank.bank.clone()
+    expected = []
+    unit = torch.nn.functional.normalize
+    for a, b in zip(unit(u, dim=1), unit(v, dim=1), strict=True):
+        logits = torch.stack([a @ b, *(a @ negative for negative in bank)]) / 0.5
+        expected.append(float(-torch.log_softmax(logits, 0)[0]))
+    assert float(loss(u, v)) == pytest.approx(sum(expected) / 4, rel=1e-5)
+
+
+def test_pirl_is_the_papers_formula_in_plain_loops() -> None:
+    generator = torch.Generator().manual_seed(3)
+    loss = PretextInvariantLoss(20, 6, temperature=0.3, weight=0.25, momentum=0.5, generator=generator)
+    memory = loss.memory.clone()
+    index = torch.tensor([3, 11, 0, 7])
+    u, v = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(4))
+    state = generator.get_state()
+    value = float(loss(u, v, index))
+
+    replay = torch.Generator()
+    replay.set_state(state)
+    drawn = torch.randint(20, (6,), generator=replay).tolist()  # 2 * (4 - 1)
+
+    def nce(number: int, z: torch.Tensor) -> float:
+        z = z / z.norm()
+        positive = math.exp(float(memory[number] @ z) / 0.3)
+        negatives = sum(math.exp(float(memory[other] @ z) / 0.3) for other in drawn if other != number)
+        return -math.log(positive / (positive + negatives))
+
+    pairs = list(zip(index.tolist(), u, v, strict=True))
+    expected = sum(0.25 * nce(number, b) + 0.75 * nce(number, a) for number, a, b in pairs) / 4
+    assert value == pytest.approx(expected, rel=1e-5)
+    for number, a, _ in pairs:
+        blend = 0.5 * memory[number] + 0.5 * a / a.norm()
+        assert torch.allclose(loss.memory[number], blend / blend.norm(), atol=1e-6)
+    untouched = [number for number in range(20) if number not in index]
+    assert torch.equal(loss.memory[untouched], memory[untouched])
+
+
+@pytest.mark.parametrize("loss", ["ntxent", "pirl"])
+@pytest.mark.parametrize("view_pool", ["fresh", "fixed"])
+def test_training_learns_and_reports_each_epoch(loss: str, view_pool: str) -> None:
+    seen: list[tuple[int, float]] = []
+    result = train_contrastive(
+        backbone(),
+        images(),
+        config(epochs=6, loss=loss, view_pool=view_pool, lr=0.2),
+        views=noisy_views,
+        seed=0,
+        on_epoch=lambda epoch, value: seen.append((epoch, value)),
+    )
+    assert [epoch for epoch, _ in seen] == list(range(6))
+    assert [value for _, value in seen] == list(result.epoch_losses)
+    assert result.drop == result.epoch_losses[0] - result.epoch_losses[-1] > 0
+    assert result.steps == 6 * (43 // 8)
+    assert result.held_out is not None
+    assert result.score("loss") == -result.loss
+    assert result.score("drop") == result.drop
+    assert result.score("held_out") == -result.held_out
+
+
+def test_same_seed_same_result_and_global_generator_untouched() -> None:
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    a, b = (train_contrastive(backbone(), images(), config(), views=noisy_views, seed=5) for _ in range(2))
+    assert a.epoch_losses == b.epoch_losses
+    assert a.held_out == b.held_out
+    assert torch.equal(torch.get_rng_state(), before)
+    c = train_contrastive(backbone(), images(), config(), views=noisy_views, seed=6)
+    assert c.epoch_losses != a.epoch_losses
+    d = train_contrastive(backbone(), images(), config(), views=noisy_views, seed=5, data_seed=1)
+    assert d.epoch_losses != a.epoch_losses
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_half_precision_and_channels_last_take_the_same_path(amp: str) -> None:
+    plain = train_contrastive(backbone(), images(), config(lr=0.01), views=noisy_views, seed=0)
+    half = train_contrastive(
+        backbone(), images(), config(lr=0.01, amp=amp, channels_last=True), views=noisy_views, seed=0
+    )
+    assert half.loss == pytest.approx(plain.loss, rel=0.02)
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
+    rates: list[float] = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "SGD", Spy)
+        train_contrastive(
+            backbone(), images(), config(epochs=4, warmup_epochs=1, lr=0.4, held_out=0), views=noisy_views, seed=0
+        )
+    steps = 48 // 8
+    assert rates[:steps] == pytest.approx([0.4 * (step + 1) / steps for step in range(steps)])
+    cosine = [0.4 * (1 + math.cos(math.pi * step / (3 * steps - 1))) / 2 for step in range(3 * steps)]
+    assert rates[steps:] == pytest.approx(cosine, abs=1e-9)
+
+
+def test_divergence_names_step_rate_and_remedy() -> None:
+    def broken(batch: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        first, second = noisy_views(batch, generator)
+        calls.append(len(batch))
+        # the first call only finds the width, the next two are the first two steps
+        return (first, second) if len(calls) < 4 else (first * float("nan"), second)
+
+    calls: list[int] = []
+    with pytest.raises(DivergenceError, match=r"loss is nan at step 3 \(lr 0\.\d+.*lower lr \(0\.1\)"):
+        train_contrastive(backbone(), images(), config(held_out=0), views=broken, seed=0)
+
+
+def test_too_few_images() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size is 44 but there are only 43 images .*lower batch_size"):
+        check_images(48, config(batch_size=44))
+    with pytest.raises(ConfigError, match="leaves 1 held out"):
+        check_images(10, config(batch_size=4))
+    assert check_images(48, config(batch_size=43)) == 5
+
+
+def test_a_backbone_must_give_vectors() -> None:
+    with pytest.raises(SpaceError, match=r"gives \(2, 8, 6, 6\) for 2 images"):
+        train_contrastive(nn.Conv2d(3, 8, 3), images(), config(), views=noisy_views, seed=0)
+
+
+def test_cuda_is_refused_where_there_is_none() -> None:
+    if torch.cuda.is_available():
+        assert resolve_device("cuda").type == "cuda"
+        return
+    with pytest.raises(DeviceError, match="sees no CUDA device.*device: cpu"):
+        resolve_device("cuda")
+    assert resolve_device("auto").type == "cpu"
+
+
+def test_seeds_depend_on_content() -> None:
+    assert derive_seed(0, "a") == derive_seed(0, "a")
+    assert len({derive_seed(seed, content) for seed in range(10) for content in "abc"}) == 30

@@ -1,0 +1,64 @@
+"""The direction of the arrows in the README's architecture section, held by a test."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "nni_cssnas"
+
+# What a part may import of this package, besides errors.
+ALLOWED = {
+    "errors": set(),
+    "config": {"genotype"},
+    "genotype": set(),
+    "images": {"config", "images"},
+    "scores": {"config", "scores"},
+    "spaces": {"config", "genotype", "spaces"},
+    "results": {"genotype", "results"},
+    "tuners": {"tuners"},
+    "pairing": set(),
+    "launch": {"tuners"},
+}
+WITHOUT_NNI = ("errors", "config", "genotype", "images", "scores")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def files(part: str) -> list[Path]:
+    single = PACKAGE / f"{part}.py"
+    return [single] if single.exists() else sorted((PACKAGE / part).rglob("*.py"))
+
+
+@pytest.mark.parametrize("part", ALLOWED)
+def test_imports_run_downhill(part: str) -> None:
+    assert files(part)
+    for path in files(part):
+        for name in imports(path):
+            if name.startswith("nni_cssnas."):
+                assert name.split(".")[1] in ALLOWED[part] | {"errors"}, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("part", WITHOUT_NNI)
+def test_pure_parts_know_nothing_of_nni(part: str) -> None:
+    for path in files(part):
+        assert not {name for name in imports(path) if name.split(".")[0] == "nni"}, path
+
+
+@pytest.mark.parametrize("module", ["nni_cssnas", "nni_cssnas.config", "nni_cssnas.cli"])
+def test_light_modules_do_not_pull_in_torch(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'nni', 'lightly', 'matplotlib') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
