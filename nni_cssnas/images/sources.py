@@ -1,0 +1,328 @@
+"""Unlabelled images of any source as one resident uint8 tensor."""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nni_cssnas.config import ImagesConfig
+from nni_cssnas.errors import ImagesError, nearest
+from nni_cssnas.images import decode, tiles
+from nni_cssnas.images.cache import Blocks, cache_folder, locked, resident
+
+__all__ = ["load_images"]
+
+NAMES = ("cifar10", "tiles")
+# Bytes of images decoded before they are written to the cache.
+BLOCK_BYTES = 2**25
+# Names in a message about unreadable files.
+NAMED = 5
+CIFAR10_FOLDER = "cifar-10-batches-py"
+CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+
+
+def load_images(config: ImagesConfig, *, cache_dir: Path | None = None, min_images: int = 2) -> torch.Tensor:
+    """The images that ``config`` names, decoded, square and all of one size.
+
+    They are decoded once: later calls, and other processes, map the same file
+    (:mod:`nni_cssnas.images.cache`). A folder or file that changed is noticed by its names, sizes and
+    times. With ``num_images`` or ``fraction``, a random subset without replacement, in the order in
+    which it was drawn; of a folder only the drawn files are decoded, and an unreadable one is
+    replaced by the next drawn.
+
+    Parameters
+    ----------
+    config
+        The section ``images`` of ``proxy.yml``.
+    cache_dir
+        Folder of the decoded images; default ``$NNI_CSSNAS_CACHE``, ``$XDG_CACHE_HOME/nni_cssnas`` or
+        ``~/.cache/nni_cssnas``.
+    min_images
+        Fewest images that are of use, for example the batch size.
+
+    Returns
+    -------
+    Tensor
+        uint8, contiguous, (num_images, 3, size, size).
+
+    Raises
+    ------
+    ImagesError
+        If the source does not exist, cannot be used, or holds too few images.
+
+    Warns
+    -----
+    UserWarning
+        If files of a folder cannot be read, or the cache cannot be used.
+    """
+    source = config.source
+    if source == "tiles":
+        key, make = _tiles(config)
+    elif source == "cifar10":
+        key, make = _cifar10(config, cache_dir)
+    else:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            key, make = _folder(config, path, min_images)
+        elif path.is_file() and path.suffix.lower() == ".npz":
+            key, make = _npz(config, path)
+        elif path.exists():
+            raise ImagesError(f"images.source is {source!r}, a file; it must be a folder of images or an .npz file")
+        else:
+            raise ImagesError(f"images.source is {source!r}; no such folder or file{nearest(path.name, NAMES)}")
+    key |= {"num_images": config.num_images, "fraction": config.fraction}
+    if config.num_images is not None or config.fraction is not None:
+        # Without a subset the seed changes nothing, and must not make a second copy.
+        key["seed"] = config.seed
+    kind = source if source in NAMES else "npz" if Path(source).suffix.lower() == ".npz" else "folder"
+    images = resident(key, make, kind=kind, size=config.size, cache_dir=cache_dir)
+    if len(images) < min_images:
+        drawn = (
+            f" (num_images {config.num_images})"
+            if config.num_images is not None
+            else f" (fraction {config.fraction:g})"
+            if config.fraction is not None
+            else ""
+        )
+        raise ImagesError(
+            f"images.source {source!r} gives {len(images)} images{drawn}; at least {min_images} are needed: "
+            "take more images or a smaller batch_size"
+        )
+    return images
+
+
+def _tiles(config: ImagesConfig) -> tuple[dict[str, Any], Blocks]:
+    def make() -> Iterator[NDArray[np.uint8]]:
+        images = tiles.cut(config.size)
+        yield images[_draw(len(images), config)]
+
+    return {"source": "tiles", "photographs": [_stamp(path)[:2] for path in tiles.photographs()]}, make
+
+
+def _cifar10(config: ImagesConfig, cache_dir: Path | None) -> tuple[dict[str, Any], Blocks]:
+    root = cache_folder(cache_dir) / "datasets" if config.root is None else config.root.expanduser()
+    files = [root / CIFAR10_FOLDER / name for name in CIFAR10_FILES]
+
+    def read() -> NDArray[np.uint8]:
+        from torchvision.datasets import CIFAR10
+
+        try:
+            if config.download:
+                root.mkdir(parents=True, exist_ok=True)
+                # Two trials that start together must not unpack into one folder at the same time.
+                with locked(root / ".cifar10.lock"):
+                    CIFAR10(root, train=True, download=True)
+            return np.asarray(CIFAR10(root, train=True).data, dtype=np.uint8)
+        except Exception as error:  # RuntimeError, URLError, OSError, UnpicklingError, ...
+            remedy = (
+                "the download failed: put the folder there by hand"
+                if config.download
+                else "set images.download: true, or images.root to the folder that holds it"
+            )
+            raise ImagesError(
+                f"images.source is 'cifar10', but CIFAR-10 is not in {root} ({error}); "
+                f"its files must be in {root / CIFAR10_FOLDER}: {remedy}"
+            ) from None
+
+    data: NDArray[np.uint8] | None = None
+    if not all(path.is_file() for path in files):
+        # First read (and download), so that the key is that of the files which later calls find.
+        data = read()
+
+    def make() -> Iterator[NDArray[np.uint8]]:
+        return _resized(read() if data is None else data, config)
+
+    return {"source": "cifar10", "files": [_stamp(path) for path in files]}, make
+
+
+def _npz(config: ImagesConfig, path: Path) -> tuple[dict[str, Any], Blocks]:
+    def make() -> Iterator[NDArray[np.uint8]]:
+        return _resized(_read_npz(path), config)
+
+    return {"source": "npz", "file": _stamp(path.resolve())}, make
+
+
+def _read_npz(path: Path) -> NDArray[np.uint8]:
+    """The array ``images`` as (num_images, height, width, 3)."""
+    wanted = "it must hold uint8 'images' of shape (N, H, W, 3), as numpy.savez(path, images=array) writes it"
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ImagesError(f"{path} is one array and not an archive; {wanted}")
+        with archive:
+            if "images" not in archive.files:
+                keys = ", ".join(repr(name) for name in archive.files) or "none"
+                raise ImagesError(f"{path} has no key 'images' (keys: {keys}); {wanted}")
+            array = archive["images"]
+    except ImagesError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, SyntaxError) as error:
+        raise ImagesError(f"{path} cannot be read ({error}); {wanted}") from None
+    found = f"{path}: 'images' is {array.dtype} of shape {array.shape}"
+    if array.dtype != np.uint8:
+        hint = "; scale to 0..255 and use .astype('uint8')" if array.dtype.kind == "f" else ""
+        raise ImagesError(f"{found}; {wanted}{hint}")
+    if array.ndim == 3:
+        array = array[..., None].repeat(3, axis=3)
+    elif array.ndim == 4 and array.shape[3] == 1:
+        array = array.repeat(3, axis=3)
+    elif array.ndim == 4 and array.shape[1] == 3 and array.shape[3] != 3:
+        array = array.transpose(0, 2, 3, 1)
+    if array.ndim != 4 or array.shape[3] != 3 or not array.size:
+        raise ImagesError(f"{found}; {wanted}")
+    return np.asarray(array)
+
+
+def _folder(config: ImagesConfig, folder: Path, min_images: int) -> tuple[dict[str, Any], Blocks]:
+    dataset = _unlabelled(folder, partial(decode.load, size=config.size))
+    names: list[str] = dataset.get_filenames()
+    order = _draw(len(names), config, all_of_them=True)
+    wanted = _wanted(len(names), config)
+
+    def try_one(index: int) -> NDArray[np.uint8] | str:
+        try:
+            image: NDArray[np.uint8] = dataset[index][0]
+            return image
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+            return f"{names[index]} ({str(error) or type(error).__name__})"
+
+    def make() -> Iterator[NDArray[np.uint8]]:
+        block = max(16, BLOCK_BYTES // (3 * config.size**2))
+        unreadable: list[str] = []
+        count = position = 0
+        with ThreadPoolExecutor(_threads()) as pool:
+            while count < wanted and position < len(order):
+                some = order[position : position + min(block, wanted - count)]
+                position += len(some)
+                with warnings.catch_warnings():
+                    # Pillow warns of what it then raises or mends; one warning of ours names the files.
+                    warnings.filterwarnings("ignore", module="PIL")
+                    decoded = list(pool.map(try_one, some.tolist()))
+                unreadable += [item for item in decoded if isinstance(item, str)]
+                images = [item for item in decoded if not isinstance(item, str)]
+                count += len(images)
+                if images:
+                    yield np.stack(images)
+        # A draw that is too small to begin with is load_images' to refuse.
+        least = min(wanted, max(min_images, config.num_images or 0))
+        if count < least:
+            asked = f"images.num_images is {least}" if least == config.num_images else f"at least {least} are needed"
+            raise ImagesError(
+                f"{folder} has {count} readable images, but {asked}"
+                + (f"; {_listed(unreadable)} could not be read" if unreadable else "")
+                + (" (images.fraction takes a part of them)" if config.fraction is not None else "")
+            )
+        if unreadable:
+            warnings.warn(f"{folder}: {_listed(unreadable)} could not be read, left out", stacklevel=2)
+
+    stamps = [(name, *_stamp(folder / name)[1:]) for name in names]
+    return {"source": "folder", "folder": str(folder.resolve()), "files": stamps}, make
+
+
+def _unlabelled(folder: Path, loader: Callable[[str], Any]) -> Any:
+    """lightly's data set of all images below ``folder``, at any depth.
+
+    ``LightlyDataset(folder)`` itself takes subfolders for classes: it leaves out images beside them, refuses empty
+    ones, and demands PyAV where it sees a video. So its files are found with the whole tree as one class.
+
+    Raises
+    ------
+    ImagesError
+        If there is no image.
+    """
+    from lightly.data import LightlyDataset
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    class UnlabelledFolder(ImageFolder):  # type: ignore[misc, unused-ignore]
+        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+            return [""], {"": 0}
+
+    try:
+        return LightlyDataset.from_torch_dataset(UnlabelledFolder(str(folder), loader=loader))
+    except FileNotFoundError:
+        others = Counter(Path(name).suffix.lower() for _, _, names in os.walk(folder) for name in names)
+    total = sum(others.values())
+    kinds = ", ".join(repr(suffix) if suffix else "without extension" for suffix, _ in others.most_common(NAMED))
+    state = f"has no image in it, only {total} other file{'s' * (total != 1)} ({kinds})" if total else "is empty"
+    raise ImagesError(
+        f"images.source {str(folder)!r} {state}; files with these extensions count: {', '.join(IMG_EXTENSIONS)}"
+    )
+
+
+def _resized(array: NDArray[np.uint8], config: ImagesConfig) -> Iterator[NDArray[np.uint8]]:
+    """The drawn ones of (num_images, height, width, 3) as blocks of (n, 3, size, size)."""
+    from PIL import Image
+
+    def fit(index: int) -> NDArray[np.uint8]:
+        return decode.fit(Image.fromarray(np.ascontiguousarray(array[index])), config.size)
+
+    order = _draw(len(array), config)
+    block = max(16, BLOCK_BYTES // (3 * config.size**2))
+    with ThreadPoolExecutor(_threads()) as pool:
+        for start in range(0, len(order), block):
+            some = order[start : start + block]
+            if array.shape[1:3] == (config.size, config.size):
+                yield array[some].transpose(0, 3, 1, 2)
+            else:
+                yield np.stack(list(pool.map(fit, some.tolist())))
+
+
+def _wanted(total: int, config: ImagesConfig) -> int:
+    """How many of ``total`` images are asked for.
+
+    Raises
+    ------
+    ImagesError
+        If ``num_images`` is more than there are.
+    """
+    if config.num_images is not None:
+        if config.num_images > total:
+            raise ImagesError(
+                f"images.num_images is {config.num_images}, but images.source {config.source!r} has only {total}"
+            )
+        return config.num_images
+    return total if config.fraction is None else max(1, round(config.fraction * total))
+
+
+def _draw(total: int, config: ImagesConfig, *, all_of_them: bool = False) -> NDArray[np.int64]:
+    """Indices of the images to take; ``all_of_them``: also the rest, as what would be drawn next."""
+    wanted = _wanted(total, config)
+    if config.num_images is None and config.fraction is None:
+        return np.arange(total)
+    generator = torch.Generator().manual_seed(config.seed % 2**63)
+    order = torch.randperm(total, generator=generator).numpy()
+    return order if all_of_them else order[:wanted]
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Name, size and time of a file; they stand for its content."""
+    try:
+        status = path.stat()
+    except OSError:  # a dangling link: unreadable, and a changed key once it is mended
+        return str(path), -1, -1
+    return str(path), status.st_size, status.st_mtime_ns
+
+
+def _threads() -> int:
+    """Pillow decodes without Python's lock; more threads than a few only compete with the other trials."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores)
+
+
+def _listed(items: Sequence[str]) -> str:
+    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return f"{len(items)} file{'s' * (len(items) != 1)}: {', '.join(items[:NAMED])}{more}"
