@@ -43,10 +43,14 @@ class Section(BaseModel):
 
 
 class SpaceConfig(Section):
-    """The model space: ``name`` is ``module:attribute`` of an NNI ``ModelSpace`` class or a function that makes one."""
+    """The model space: ``name`` is ``module:attribute`` of an NNI ``ModelSpace`` class or a function that makes one.
+
+    ``classifier`` names the layer that gives the logits, where it cannot be found (``""``: there is none).
+    """
 
     name: str = "nni_cssnas.spaces:CellSpace"
     arguments: dict[str, Any] = {}
+    classifier: str | None = None
 
     @model_validator(mode="after")
     def _check_cell_space(self) -> Self:

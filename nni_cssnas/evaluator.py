@@ -10,10 +10,11 @@ import os
 import platform
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import nni
@@ -29,6 +30,7 @@ from nni_cssnas.results.records import TrialRecord, write_atomically
 from nni_cssnas.scores.contrastive import check_images, train_contrastive
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
 from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
+from nni_cssnas.spaces.backbone import Backbone
 
 __all__ = ["ProxyEvaluator", "ProxyResult"]
 
@@ -70,7 +72,8 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
     config
         Path of a ``proxy.yml``, or its contents, or a :class:`~nni_cssnas.config.ProxyConfig`.
     record_dir
-        Folder of the trial's record. By default NNI's folder of the trial; without NNI none is written.
+        Folder in which every candidate gets a folder of its own for its record. By default the record goes to
+        NNI's folder of the trial; without NNI none is written.
 
     Examples
     --------
@@ -90,8 +93,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
             self.config = ProxyConfig.load(config)
         else:
             raise ConfigError(f"config is {config!r}; give the path of a proxy.yml, a mapping or a ProxyConfig")
-        folder = record_dir or os.environ.get("NNI_OUTPUT_DIR")
-        self.record_dir = Path(folder) if folder else None
+        self.record_dir = Path(record_dir) if record_dir is not None else None
 
     def _execute(self, model: Any) -> float:
         """NNI's hook: build the network of an architecture under the architecture's own seed, then evaluate it."""
@@ -107,7 +109,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         """Score a network as it is and report to NNI where NNI runs this; gives the score."""
         return self.run(lambda: model, {}, self.config.seed).score
 
-    def run(self, build: Any, parameters: dict[str, Any], seed: int) -> ProxyResult:
+    def run(self, build: Callable[[], nn.Module], parameters: dict[str, Any], seed: int) -> ProxyResult:
         """Build a network, score it, report and record; see the class.
 
         Raises
@@ -115,28 +117,25 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         CssnasError
             Whatever makes the trial fail; it is in the record and in ``error.txt`` too.
         """
-        record = self._open_record(parameters, seed)
-        start = time.perf_counter()
-        try:
+        journal = _Journal(self._record_folder(seed), parameters, seed, self.config)
+        with journal:
             images, device = self._prepare()
+            journal.note(environment=_environment(device))
             with seeded(seed):
                 model = build()
             genotype = getattr(model, "genotype", None)
-            record.genotype = genotype.to_dict() if genotype is not None else None
-            record.environment = _environment(device)
-            self._save(record)
-            result = self._score(model, images, device, seed, record)
-            record.status, record.score, record.components = "succeeded", result.score, result.components
-        except Exception as error:
-            record.status, record.error = "failed", f"{type(error).__name__}: {error}"
-            self._save_error(record)
-            raise
-        finally:
-            record.duration = time.perf_counter() - start
-            self._save(record)
+            journal.note(genotype=None if genotype is None else genotype.to_dict())
+            result = self._score(model, images, device, seed, journal)
+            journal.note(status="succeeded", score=result.score, components=result.components)
         if _inside_nni():
             nni.report_final_result(result.metric())
         return result
+
+    def _record_folder(self, seed: int) -> Path | None:
+        if self.record_dir is not None:
+            return self.record_dir / f"candidate-{seed:014x}"
+        folder = os.environ.get("NNI_OUTPUT_DIR")
+        return Path(folder) if folder else None
 
     def _prepare(self) -> tuple[torch.Tensor, torch.device]:
         """Everything that can be wrong is found here, before a network is built."""
@@ -149,20 +148,25 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         return images, device
 
     def _score(
-        self, model: nn.Module, images: torch.Tensor, device: torch.device, seed: int, record: TrialRecord
+        self, model: nn.Module, images: torch.Tensor, device: torch.device, seed: int, journal: _Journal
     ) -> ProxyResult:
         config = self.config
         size = config.views.input_size or config.images.size
+        backbone = Backbone(model, size, config.space.classifier)
+        losses: list[float] = []
 
         def on_epoch(epoch: int, loss: float) -> None:
-            record.epoch_losses.append(loss)
-            self._save(record)
+            losses.append(loss)
+            journal.note(epoch_losses=losses)
             if _inside_nni():
                 nni.report_intermediate_result(loss)
 
-        costs = {"params": float(num_parameters(model)), "macs": float(multiply_adds(model, (3, size, size)))}
+        costs = {
+            "params": float(num_parameters(backbone)),
+            "macs": float(multiply_adds(backbone, (3, size, size))),
+        }
         trained = train_contrastive(
-            model,
+            backbone,
             images,
             config.contrastive,
             views=make_views(config.views, size),
@@ -177,29 +181,46 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         components |= costs | {"seconds": trained.seconds, "images_per_second": trained.images_per_second}
         return ProxyResult(trained.score(config.contrastive.criterion), components, trained.epoch_losses)
 
-    def _open_record(self, parameters: dict[str, Any], seed: int) -> TrialRecord:
+
+class _Journal:
+    """Keeps the record of one evaluation up to date in its folder, or nowhere if the folder is None."""
+
+    def __init__(self, folder: Path | None, parameters: dict[str, Any], seed: int, config: ProxyConfig) -> None:
         current = nni.trial._params if _inside_nni() else None
-        record = TrialRecord(
+        self.folder = folder
+        self.start = time.perf_counter()
+        self.record = TrialRecord(
             experiment=nni.get_experiment_id(),
             trial=nni.get_trial_id(),
             sequence=nni.get_sequence_id() if _inside_nni() else -1,
             parameter_id=current.get("parameter_id") if isinstance(current, dict) else None,
             parameters=parameters,
             seed=seed,
-            config=self.config.model_dump(mode="json"),
+            config=config.model_dump(mode="json"),
             started=time.time(),
         )
-        self._save(record)
-        return record
 
-    def _save(self, record: TrialRecord) -> None:
-        if self.record_dir is not None:
-            record.write(self.record_dir)
+    def note(self, **values: Any) -> None:
+        """Set fields of the record and write it."""
+        self.record = replace(self.record, **values)
+        if self.folder is not None:
+            self.record.write(self.folder)
 
-    def _save_error(self, record: TrialRecord) -> None:
-        if self.record_dir is not None:
-            details = f"{record.error}\n\narchitecture: {json.dumps(record.parameters)}\n\n{traceback.format_exc()}"
-            write_atomically(self.record_dir / "error.txt", details)
+    def __enter__(self) -> None:
+        self.note()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.record = replace(self.record, status="failed", error=f"{type(error).__name__}: {error}")
+            if self.folder is not None:
+                story = "".join(traceback.format_exception(kind, error, trace))
+                architecture = json.dumps(self.record.parameters)
+                write_atomically(
+                    self.folder / "error.txt", f"{self.record.error}\n\narchitecture: {architecture}\n\n{story}"
+                )
+        self.note(duration=time.perf_counter() - self.start)
 
 
 def candidate_seed(config: ProxyConfig, parameters: Mapping[str, Any]) -> int:

@@ -94,7 +94,8 @@ def test_live_nodes_are_those_on_a_path() -> None:
     rng = random.Random(0)
     for _ in range(300):
         nodes = tuple(
-            tuple(Edge("skip_connect", source) for source in range(state) if rng.random() < 0.35) for state in range(2, 7)
+            tuple(Edge("skip_connect", source) for source in range(state) if rng.random() < 0.35)
+            for state in range(2, 7)
         )
         concat = tuple(sorted(rng.sample(range(2, 7), rng.randint(1, 5))))
         inputs = frozenset(source for source in (0, 1) if rng.random() < 0.7)

@@ -10,6 +10,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from nni.nas.hub.pytorch import NasBench201
 
+import numpy as np
 from torch import nn
 
 OPERATIONS = {
@@ -57,3 +58,13 @@ def build(arch: str, **arguments: Any) -> nn.Module:
     space = NasBench201(**{"stem_out_channels": 16, "num_modules_per_stack": 1, **arguments})
     network: nn.Module = space.freeze(to_sample(arch))
     return network
+
+
+def random_arch(rng: np.random.Generator) -> str:
+    """An architecture of the space, all equally likely."""
+    names = list(OPERATIONS)
+    nodes = []
+    for target in (1, 2, 3):
+        edges = [f"{names[rng.integers(len(names))]}~{source}" for source in range(target)]
+        nodes.append(f"|{'|'.join(edges)}|")
+    return "+".join(nodes)

@@ -10,6 +10,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from nni.nas.nn.pytorch import LayerChoice, ModelSpace
 
+import numpy as np
 from torch import Tensor, nn
 
 NUM_LAYERS = (2, 3, 3)
@@ -91,3 +92,8 @@ def build(arch: str, **arguments: Any) -> nn.Module:
     """The frozen network; ``arguments`` are :class:`NasBenchMacro`'s, 16 channels by default."""
     network: nn.Module = NasBenchMacro(**{"channels": 16, **arguments}).freeze(to_sample(arch))
     return network
+
+
+def random_arch(rng: np.random.Generator) -> str:
+    """An architecture of the space, all equally likely."""
+    return "".join(str(digit) for digit in rng.integers(len(CHOICES), size=sum(NUM_LAYERS)))

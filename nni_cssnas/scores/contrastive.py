@@ -157,7 +157,7 @@ def train_contrastive(
         trainer = _Trainer(backbone, head, loss_function, config, num_images=len(train), device=device)
         pairs = views(train, generator) if config.view_pool == "fixed" else None
         if pairs is not None:
-            pairs = tuple(view.contiguous(memory_format=memory_format) for view in pairs)
+            pairs = (pairs[0].contiguous(memory_format=memory_format), pairs[1].contiguous(memory_format=memory_format))
 
         epoch_losses = []
         backbone.train()

@@ -60,9 +60,9 @@ class _CellModule(nn.Module):
     def forward(self, s0: torch.Tensor | None, s1: torch.Tensor | None, drop_path: float) -> torch.Tensor:
         """States ``(B, C_i, H_i, W_i)`` to ``(B, C * len(concat), H, W)``; an unused state may be None."""
         states: dict[int, torch.Tensor] = {}
-        for index, state in enumerate((s0, s1)):
-            if str(index) in self.preprocess:
-                states[index] = self.preprocess[str(index)](state)
+        for slot, previous in enumerate((s0, s1)):
+            if str(slot) in self.preprocess:
+                states[slot] = self.preprocess[str(slot)](previous)
         for target, edges in self.incoming.items():
             total: torch.Tensor | None = None
             for source, name, droppable in edges:

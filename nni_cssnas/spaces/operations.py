@@ -6,6 +6,8 @@ them can stand on any edge.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -82,7 +84,7 @@ def make_operation(name: str, C: int, stride: int) -> nn.Module:  # noqa: N803
     GenotypeError
         If the name is unknown, or ``none``, which is the absence of an operation.
     """
-    known = {
+    known: dict[str, Callable[[], nn.Module]] = {
         "max_pool_3x3": lambda: nn.MaxPool2d(3, stride=stride, padding=1),
         "avg_pool_3x3": lambda: nn.AvgPool2d(3, stride=stride, padding=1, count_include_pad=False),
         "skip_connect": lambda: nn.Identity() if stride == 1 else FactorizedReduce(C, C),

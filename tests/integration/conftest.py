@@ -26,7 +26,7 @@ PROXY = {
 }
 
 # Runs the real trial, but with the accidents of a bad day, fixed by the trial's number.
-WRAPPER = '''
+WRAPPER = """
 import os, signal, sys, threading, time
 from pathlib import Path
 
@@ -45,7 +45,7 @@ if number == 6:
 
 from nni_cssnas.trial import main
 sys.exit(main(["diverges.yml" if number == 9 else "proxy.yml"]))
-'''
+"""
 KILLED_EARLY, KILLED_AT_WORK, DIVERGED = 3, 6, 9
 TRIALS = 15
 
@@ -83,7 +83,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     code = tmp_path_factory.mktemp("experiment")
     (code / "proxy.yml").write_text(yaml.safe_dump(PROXY))
-    (code / "diverges.yml").write_text(yaml.safe_dump(PROXY | {"contrastive": {"epochs": 2, "batch_size": 32, "lr": 1e30}}))
+    (code / "diverges.yml").write_text(
+        yaml.safe_dump(PROXY | {"contrastive": {"epochs": 2, "batch_size": 32, "lr": 1e30}})
+    )
     (code / "trial.py").write_text(WRAPPER)
     (code / "experiment.yml").write_text(
         yaml.safe_dump(

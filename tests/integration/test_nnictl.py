@@ -60,7 +60,9 @@ def test_export_has_the_right_pairs(finished: Finished, tmp_path: Path) -> None:
     path = tmp_path / "export.json"
     nnictl = Path(sys.executable).with_name("nnictl")
     subprocess.run(
-        [nnictl, "experiment", "export", finished.experiment.id, "-f", path, "-t", "json"], check=True, capture_output=True
+        [nnictl, "experiment", "export", finished.experiment.id, "-f", path, "-t", "json"],
+        check=True,
+        capture_output=True,
     )
     exported = json.loads(path.read_text())
     assert len(exported) == 12
@@ -96,7 +98,15 @@ def test_records_say_how_to_do_it_again(finished: Finished) -> None:
     for record in finished.records.values():
         if record.finished:
             assert Genotype.from_dict(record.genotype)
-            assert {"loss", "drop", "held_out", "params", "macs", "seconds", "images_per_second"} <= record.components.keys()
+            assert {
+                "loss",
+                "drop",
+                "held_out",
+                "params",
+                "macs",
+                "seconds",
+                "images_per_second",
+            } <= record.components.keys()
             assert record.environment["versions"]["torch"]
             assert record.duration is not None
             assert record.duration > 0
@@ -105,7 +115,9 @@ def test_records_say_how_to_do_it_again(finished: Finished) -> None:
 def test_best_lists_writes_and_draws(finished: Finished, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nni_cssnas.cli", "best", finished.experiment.id, "-k", "3", "-o", str(tmp_path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"COLUMNS": "120"})
-    winner = max((record for record in finished.records.values() if record.finished), key=lambda record: record.score or 0)
+    winner = max(
+        (record for record in finished.records.values() if record.finished), key=lambda record: record.score or 0
+    )
     assert f"best architecture: trial {winner.sequence}, score {winner.score:.4f}" in done.stdout
     assert Genotype.from_json((tmp_path / "genotype.json").read_text()).to_dict() == winner.genotype
     assert (tmp_path / "genotype.png").stat().st_size > 10_000
@@ -144,7 +156,9 @@ def test_the_portal_shows_loss_curves_and_hyper_parameters(finished: Finished, t
         )
         page.click("[role=tab]:has-text('Hyper-parameter')")
         page.wait_for_selector(".parcoords svg text")
-        axes = page.evaluate("() => [...document.querySelectorAll('.parcoords svg text')].map(text => text.textContent)")
+        axes = page.evaluate(
+            "() => [...document.querySelectorAll('.parcoords svg text')].map(text => text.textContent)"
+        )
         page.screenshot(path=tmp_path / "portal.png")
         browser.close()
     records = {trial: record for trial, record in finished.records.items() if record.finished}

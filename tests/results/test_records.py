@@ -18,7 +18,9 @@ def record(number: int, score: float | None, status: str = "succeeded", **values
 
 def test_records_round_trip_and_come_in_order(tmp_path: Path) -> None:
     for number in (10, 2, 1):
-        record(number, number / 10, components={"loss": 1.5}, epoch_losses=[2.0, 1.5]).write(tmp_path / f"trials/t{number}")
+        record(number, number / 10, components={"loss": 1.5}, epoch_losses=[2.0, 1.5]).write(
+            tmp_path / f"trials/t{number}"
+        )
     records = read_records(tmp_path)
     assert [item.sequence for item in records] == [1, 2, 10]
     assert records[0] == record(1, 0.1, components={"loss": 1.5}, epoch_losses=[2.0, 1.5])
@@ -36,12 +38,21 @@ def test_a_damaged_record_is_named_and_left_out(tmp_path: Path) -> None:
 
 def test_an_unwritable_folder_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ExperimentError, match=r"cannot write the trial's record .*file/record\.json.*make the folder writable"):
+    with pytest.raises(
+        ExperimentError, match=r"cannot write the trial's record .*file/record\.json.*make the folder writable"
+    ):
         record(1, 0.5).write(tmp_path / "file")
 
 
 def test_best_is_by_score_among_finished_trials() -> None:
-    records = [record(0, 0.1), record(1, 0.9, "failed"), record(2, 0.7), record(3, None, "running"), record(4, 0.7), record(5, float("nan"))]
+    records = [
+        record(0, 0.1),
+        record(1, 0.9, "failed"),
+        record(2, 0.7),
+        record(3, None, "running"),
+        record(4, 0.7),
+        record(5, float("nan")),
+    ]
     assert [item.sequence for item in rank(records)] == [2, 4, 0]
     with pytest.raises(ExperimentError, match=r"no trial has finished yet \(1 started, 1 failed\).*said: boom"):
         rank([record(0, None, "failed", error="boom")])

@@ -192,7 +192,7 @@ def test_cuda_is_refused_where_there_is_none() -> None:
     if torch.cuda.is_available():
         assert resolve_device("cuda").type == "cuda"
         return
-    with pytest.raises(DeviceError, match="sees no CUDA device.*device: cpu"):
+    with pytest.raises(DeviceError, match=r"sees no CUDA device.*device: cpu"):
         resolve_device("cuda")
     assert resolve_device("auto").type == "cpu"
 

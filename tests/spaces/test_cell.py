@@ -85,7 +85,7 @@ def test_every_sample_trains_without_dead_parameters(encoding: str) -> None:
 
 def test_a_network_without_a_path_is_constant_and_has_no_parameters() -> None:
     space = CellSpace("edge", num_nodes=4, num_cells=4, channels=4)
-    network = space.freeze({label: "none" for label in search_space(space)})
+    network = space.freeze(dict.fromkeys(search_space(space), "none"))
     assert not network.connected
     assert num_parameters(network) == 0
     assert (network(torch.randn(2, 3, 16, 16)) == 0).all()  # type: ignore[union-attr, operator]

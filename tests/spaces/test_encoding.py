@@ -37,7 +37,9 @@ def test_decode_refuses_what_the_space_does_not_have() -> None:
     space = CellSpace(num_nodes=4, num_cells=3, channels=4)
     parameters = random_parameters(space, np.random.default_rng(0))
     assert decode(space, parameters) == parameters
-    with pytest.raises(SpaceError, match=r"no choice 'normal_2_frist'; did you mean 'normal_2_first'.*nni-cssnas space"):
+    with pytest.raises(
+        SpaceError, match=r"no choice 'normal_2_frist'; did you mean 'normal_2_first'.*nni-cssnas space"
+    ):
         decode(space, parameters | {"normal_2_frist": "skip_connect"})
     with pytest.raises(SpaceError, match="has no value"):
         decode(space, {})

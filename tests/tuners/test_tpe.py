@@ -14,7 +14,9 @@ from nni_cssnas.tuners.tpe import Tpe
 
 
 def space(count: int, size: int) -> dict[str, Any]:
-    return {f"c{index}": {"_type": "choice", "_value": [f"v{value}" for value in range(size)]} for index in range(count)}
+    return {
+        f"c{index}": {"_type": "choice", "_value": [f"v{value}" for value in range(size)]} for index in range(count)
+    }
 
 
 def objective(parameters: dict[str, str]) -> float:
@@ -53,7 +55,10 @@ def test_never_proposes_twice_and_says_when_there_is_no_more() -> None:
     tuner = Tpe(seed=0)
     proposals, best = run(tuner, space(3, 3), 27)
     assert len({tuple(sorted(item.items())) for item in proposals}) == 27
-    assert best == max(objective(dict(zip(("c0", "c1", "c2"), values, strict=True))) for values in itertools.product(("v0", "v1", "v2"), repeat=3))
+    assert best == max(
+        objective(dict(zip(("c0", "c1", "c2"), values, strict=True)))
+        for values in itertools.product(("v0", "v1", "v2"), repeat=3)
+    )
     with pytest.raises(NoMoreTrialError):
         tuner.generate_parameters(27)
 

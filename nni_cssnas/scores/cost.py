@@ -1,0 +1,150 @@
+"""What a network costs: parameters, multiply-adds, latency."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from nni_cssnas.errors import ConfigError, SpaceError
+
+__all__ = ["evaluation_mode", "latency", "multiply_adds", "num_parameters"]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[None]:
+    """Evaluation mode (no dropout, no drop path, no auxiliary head); afterwards all is as before.
+
+    With ``batch_statistics``, batch norm takes the statistics of the batch, as in training, but leaves
+    its running statistics alone.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    norms = [module for module, _ in modes if isinstance(module, nn.modules.batchnorm._NormBase)]
+    tracking = [norm.track_running_stats for norm in norms]
+    try:
+        for module, _ in modes:
+            module.training = False
+        if batch_statistics:
+            for norm in norms:
+                # A training batch norm that tracks nothing does not touch its running statistics.
+                norm.training, norm.track_running_stats = True, False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for norm, track in zip(norms, tracking, strict=True):
+            norm.track_running_stats = track
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Number of trainable weights; a weight that two layers share counts once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def multiply_adds(model: nn.Module, input_shape: Sequence[int]) -> int:
+    """Multiply-adds of one forward pass: convolutions, linear layers, matrix products and attention.
+
+    The convention of the NAS literature, in which DARTS_V2 on ImageNet has 574M: norms, activations,
+    pooling and additions are not counted. Counted by torch's own ``FlopCounterMode``, which sees the
+    operations themselves, so functional calls count as layers do.
+
+    Parameters
+    ----------
+    model
+        A network; its mode and running statistics are left as they are.
+    input_shape
+        (channels, height, width) of one image, or (batch, channels, height, width).
+
+    Raises
+    ------
+    ConfigError
+        If ``input_shape`` is neither.
+    SpaceError
+        If the network fails on an input of this shape.
+    """
+    shape = tuple(input_shape)
+    if len(shape) == 3:
+        shape = (1, *shape)
+    if len(shape) != 4 or min(shape) < 1:
+        raise ConfigError(f"input_shape is {list(input_shape)}; it must be (channels, height, width), all at least 1")
+    images = _zeros(model, shape)
+    # The fused transformer layer of evaluation mode is one operation that the counter does not know.
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            evaluation_mode(model),
+            torch.no_grad(),
+            FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter,
+        ):
+            model(images)
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        raise SpaceError(f"the network fails on an input of shape {shape}: {error}") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return int(counter.get_total_flops()) // 2
+
+
+def latency(model: nn.Module, images: Tensor, *, repeats: int = 20, warmup: int = 3) -> float:
+    """Median time of a forward pass in milliseconds, on the device of ``images``, in evaluation mode.
+
+    Parameters
+    ----------
+    model
+        A network on the device of ``images``.
+    images
+        A batch (batch, channels, height, width).
+    repeats
+        Timed passes.
+    warmup
+        Passes before the first timed one.
+
+    Raises
+    ------
+    ConfigError
+        If ``repeats`` is below 1 or ``warmup`` below 0.
+    """
+    if repeats < 1 or warmup < 0:
+        raise ConfigError(f"repeats is {repeats} and warmup {warmup}; repeats must be at least 1, warmup at least 0")
+    device = images.device
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    times = []
+    with evaluation_mode(model), torch.inference_mode():
+        for turn in range(warmup + repeats):
+            wait()
+            start = time.perf_counter()
+            model(images)
+            wait()
+            if turn >= warmup:
+                times.append(time.perf_counter() - start)
+    result = 1e3 * statistics.median(times)
+    assert math.isfinite(result)
+    return result
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+# Torch's counter knows the attention kernels of accelerators but not the one of CPUs.
+_ATTENTION: dict[Any, Any] = {}
+if hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+    _ATTENTION[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = _attention_flops
+
+
+def _zeros(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    parameter = next(iter(model.parameters()), None)
+    if parameter is None:
+        return torch.zeros(shape)
+    return torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)

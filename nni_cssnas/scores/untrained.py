@@ -1,0 +1,586 @@
+"""Scores of a network that was never trained, on contrastive views: no labels, a fraction of a second.
+
+Each statistic is a function of tensors; :func:`untrained_scores` passes either view of a batch through
+the network once and gives those that are asked for. Every one is to be maximised. They are turned into
+one number by :mod:`nni_cssnas.scores.combine`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nni_cssnas.errors import ConfigError, SpaceError, nearest
+from nni_cssnas.scores.combine import WORST, is_dead
+from nni_cssnas.scores.cost import evaluation_mode, multiply_adds
+
+__all__ = [
+    "DEFAULT_WEIGHTS",
+    "UNTRAINED_SCORES",
+    "contrastive_loss",
+    "distinct_patterns",
+    "entropy",
+    "expressivity",
+    "feature_tensor",
+    "gradient_flow",
+    "gram",
+    "initialise",
+    "jacov",
+    "naswot",
+    "nonlinearity",
+    "pool",
+    "progressivity",
+    "similarity",
+    "untrained_scores",
+    "zico",
+]
+
+UNTRAINED_SCORES = (
+    "effective_macs",
+    "expressivity",
+    "resolution_expressivity",
+    "progressivity",
+    "continuity",
+    "nonlinearity",
+    "jacov",
+    "naswot",
+    "swap",
+    "gradient_flow",
+    "zico",
+)
+"""The components of :func:`untrained_scores`."""
+
+DEFAULT_WEIGHTS = {
+    "effective_macs": 1.0,
+    "resolution_expressivity": 1.0,
+    "jacov": 1.0,
+    "continuity": 0.5,
+    "nonlinearity": 0.5,
+}
+"""What the default score is made of: how much each log-rank counts."""
+
+SWAP_IMAGES = 16
+"""The codes of more images are nearly all distinct: their number then only counts the activations."""
+
+TEMPERATURE = 0.2
+
+_ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
+    getattr(home, name)
+    for home in (F, torch, Tensor)
+    for name in (
+        *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "rrelu", "prelu", "elu", "elu_", "selu", "celu"),
+        *("gelu", "silu", "mish", "hardswish", "softplus", "hardtanh", "hardtanh_", "tanh", "tanh_"),
+    )
+    if hasattr(home, name)
+)
+
+
+# ---- statistics ---------------------------------------------------------------------------------------
+
+
+def entropy(features: Tensor) -> float:
+    """Entropy of the normalised eigenvalues of the covariance of features: the log of their effective dimensions.
+
+    Parameters
+    ----------
+    features
+        (batch, C, H, W), tokens (batch, N, C), or (batch, C). Every position is an observation.
+
+    Returns
+    -------
+    float
+        From 0 (one direction, or constant features) to log(C).
+    """
+    if features.ndim == 4:
+        features = features.movedim(1, -1)
+    # rows: (observations, C)
+    rows = features.detach().reshape(-1, features.shape[-1])
+    rows = rows - rows.mean(0)
+    # The Gram matrix has the same non-zero eigenvalues; the smaller of the two is decomposed.
+    gram = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
+    # LAPACK's driver for one thread and many gives the same bits in float64 here; float32 would lose the small ones.
+    values = torch.linalg.eigvalsh(_finite(gram).double().cpu()).clamp(min=0)
+    total = float(values.sum())
+    if total <= 0:
+        return 0.0
+    shares = values / total
+    return float(-(shares * torch.log(shares.clamp(min=1e-12))).sum())
+
+
+def expressivity(entropies: Sequence[float]) -> float:
+    """Sum of the stages' entropies (AZ-NAS, arXiv:2403.19232, equation 2)."""
+    return math.fsum(entropies)
+
+
+def progressivity(entropies: Sequence[float]) -> float:
+    """Least gain of entropy from a stage to the next (AZ-NAS, arXiv:2403.19232, equation 3); 0 for one stage."""
+    return min((after - before for before, after in itertools.pairwise(entropies)), default=0.0)
+
+
+def jacov(gradients: Tensor, epsilon: float = 1e-5) -> float:
+    """How differently the network reacts to different images (Mellor et al., arXiv:2006.04647, version 1).
+
+    With v the eigenvalues of the correlation matrix of the rows, -sum(log(v + e) + 1 / (v + e)): largest
+    (-n) where the rows are uncorrelated.
+
+    Parameters
+    ----------
+    gradients
+        Gradient of each image's summed features with respect to that image, (n, ...).
+    epsilon
+        e.
+    """
+    rows = gradients.detach().flatten(1).double().cpu()
+    rows = rows - rows.mean(1, keepdim=True)
+    norms = rows.norm(dim=1, keepdim=True)
+    # An image that the network does not react to correlates with none but itself.
+    rows = torch.where(norms > 0, rows / norms.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
+    correlation = (rows @ rows.T).fill_diagonal_(1.0)
+    values = torch.linalg.eigvalsh(_finite(correlation)).abs() + epsilon
+    return float(-(values.log() + 1 / values).sum())
+
+
+def naswot(codes: Tensor) -> float:
+    """Log-determinant of the agreement kernel of binary codes (NASWOT, arXiv:2006.04647).
+
+    Parameters
+    ----------
+    codes
+        bool, (n, activations): whether the activation is on (its input is above 0).
+
+    Returns
+    -------
+    float
+        Minus infinity where two images have equal codes.
+    """
+    return _log_determinant(_agreement(codes))
+
+
+def distinct_patterns(codes: Tensor) -> int:
+    """Number of distinct columns: sample-wise activation patterns (SWAP, arXiv:2403.04161).
+
+    Parameters
+    ----------
+    codes
+        bool, (n, activations), n at most 62.
+    """
+    n = codes.shape[0]
+    if n > 62:
+        raise ConfigError(f"patterns of {n} images were asked for; at most 62 fit an integer")
+    # Distinct integers are sorted in a tenth of the time of distinct columns.
+    weights = 2 ** torch.arange(n, device=codes.device)
+    patterns = torch.zeros(codes.shape[1], dtype=torch.int64, device=codes.device)
+    for row, weight in zip(codes, weights, strict=True):
+        patterns += row * weight
+    return int(torch.unique(patterns).numel())
+
+
+def contrastive_loss(features0: Tensor, features1: Tensor, temperature: float = TEMPERATURE) -> Tensor:
+    """NT-Xent (SimCLR, arXiv:2002.05709) of centred features, (n, C) each.
+
+    Features after a ReLU all lie in one orthant, and the loss of an untrained network would tell
+    little but that; centred ones spread over the sphere.
+    """
+    n = features0.shape[0]
+    centred = [F.normalize(features - features.mean(0), dim=1) for features in (features0, features1)]
+    z = torch.cat(centred)
+    # similarities: (2n, 2n)
+    similarities = (z @ z.T / temperature).masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z.device), -math.inf)
+    return F.cross_entropy(similarities, torch.arange(2 * n, device=z.device).roll(n))
+
+
+def gram(features: Tensor) -> Tensor:
+    """Inner products of the images' features, centred over the batch: (n, ...) to (n, n)."""
+    rows = features.detach().flatten(1)
+    rows = rows - rows.mean(0)
+    return rows @ rows.T
+
+
+def similarity(first: Tensor, second: Tensor) -> float:
+    """Linear CKA of two layers' :func:`gram` matrices (Kornblith et al., arXiv:1905.00414, section 3).
+
+    From 0 to 1, where both arrange the images alike; 0 if a layer gives the same for all.
+    """
+    norms = float(first.double().norm() * second.double().norm())
+    return float((first.double() * second.double()).sum()) / norms if norms > 0 else 0.0
+
+
+def nonlinearity(mixed: Tensor, mixture: Tensor) -> float:
+    """How far features of mixed images are from mixed features of images: 1 - their cosine, centred over the batch.
+
+    0 for a network that is affine, whatever its scale (batch norm does not change it).
+
+    Parameters
+    ----------
+    mixed
+        Features of the means of pairs of images, (n, C).
+    mixture
+        Means of the features of the same pairs, (n, C).
+    """
+    a, b = ((rows - rows.mean(0)).detach().double().flatten() for rows in (mixed, mixture))
+    norms = float(a.norm() * b.norm())
+    return 1.0 - float(a @ b) / norms if norms > 0 else 0.0
+
+
+def gradient_flow(gradients: Sequence[Tensor]) -> float:
+    """Sum over the layers of log(1 + norm of the gradient of its weights).
+
+    The gradient norm of arXiv:2101.08134, section 3.1, of the contrastive loss, with a logarithm so that one
+    layer with a large gradient cannot make up for others with none.
+    """
+    return math.fsum(math.log1p(float(gradient.norm())) for gradient in gradients)
+
+
+def zico(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
+    """Sum over the layers of log(sum of mean / deviation of absolute gradients) (ZiCo, arXiv:2301.11300).
+
+    Parameters
+    ----------
+    first, second
+        Gradients of every layer's weight on two batches.
+    """
+    total = []
+    for a, b in zip(first, second, strict=True):
+        mean, deviation = (a.abs() + b.abs()) / 2, (a.abs() - b.abs()).abs() / 2
+        value = float((mean / deviation.clamp(min=1e-8))[deviation > 0].double().sum())
+        if value > 0:
+            total.append(math.log(value))
+    return math.fsum(total)
+
+
+# ---- features -----------------------------------------------------------------------------------------
+
+
+def feature_tensor(value: Any) -> Tensor | None:
+    """The tensor that a module gives; of several (auxiliary heads, pairs of cells), the last with the most dimensions."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, tuple | list):
+        tensors = [tensor for tensor in map(feature_tensor, value) if tensor is not None]
+        return max(reversed(tensors), key=lambda tensor: tensor.ndim) if tensors else None
+    return None
+
+
+def pool(output: Any) -> Tensor:
+    """Features (batch, C): a map (batch, C, H, W) or tokens (batch, N, C) are averaged.
+
+    Raises
+    ------
+    SpaceError
+        If there is no tensor of 2 to 4 dimensions.
+    """
+    tensor = feature_tensor(output)
+    if tensor is None or tensor.ndim not in (2, 3, 4):
+        found = type(output).__name__ if tensor is None else f"a tensor of shape {tuple(tensor.shape)}"
+        raise SpaceError(f"the network gives {found}; features are (batch, C), (batch, N, C) or (batch, C, H, W)")
+    if tensor.ndim == 4:
+        return tensor.mean((2, 3))
+    return tensor.mean(1) if tensor.ndim == 3 else tensor
+
+
+# ---- one network --------------------------------------------------------------------------------------
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Draw all weights anew, by each layer's own ``reset_parameters``; the global generator is left alone.
+
+    A layer's weights depend on ``seed`` and on its name, so layers that two architectures share start
+    alike: less of the difference of their scores is chance. A parameter whose module has no
+    ``reset_parameters`` (class tokens, position embeddings) stays if it is constant and is drawn from a
+    normal distribution of deviation 0.02 if it is not.
+    """
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        for name, module in model.named_modules():
+            torch.manual_seed((zlib.crc32(name.encode()) + seed * 1_000_003) % 2**63)
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+                continue
+            for parameter in module.parameters(recurse=False):
+                if parameter.numel() > 1 and bool((parameter != parameter.flatten()[0]).any()):
+                    parameter.copy_(torch.randn(parameter.shape) * 0.02)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    entropy: float
+    resolution: tuple[int, ...]
+    gram: Tensor
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One view's way through the network."""
+
+    stages: list[_Stage]
+    codes: Tensor
+    features: Tensor
+    gradient: Tensor | None
+    idle_macs: int
+
+
+def untrained_scores(
+    model: nn.Module,
+    views0: Tensor,
+    views1: Tensor | None = None,
+    *,
+    stages: Sequence[str],
+    classifier: str | None = None,
+    components: Sequence[str] = UNTRAINED_SCORES,
+) -> dict[str, float]:
+    """Scores of one untrained network on two views of a batch of images.
+
+    Batch norm takes the statistics of each batch of views; the network's running statistics, mode and
+    gradients are left as they are. The same weights and views give the same scores, bit for bit on a CPU.
+
+    Parameters
+    ----------
+    model
+        A frozen network, as initialised (:func:`initialise`).
+    views0, views1
+        (batch, 3, size, size), normalised. Without ``views1`` all is measured on ``views0``, and the
+        contrastive loss is taken between the halves of the batch.
+    stages
+        Names of the modules whose outputs are the stages, in order (``nni_cssnas.spaces.backbone.inspect``).
+    classifier
+        Name of the module whose input is the features; None if the network gives features.
+    components
+        What to measure, of :data:`UNTRAINED_SCORES`. ``gradient_flow`` and ``zico`` need the gradients of the
+        weights and take as long as the others together.
+
+    Returns
+    -------
+    dict of str to float
+        Every component to be maximised and finite. If the features do not depend on the image, or
+        anything is not finite, the architecture is dead and all are :data:`~nni_cssnas.scores.combine.WORST`.
+
+        - effective_macs: multiply-adds less those of layers that do not reach the features, or that
+          see the same for every image.
+        - expressivity, progressivity: of all stages; resolution_expressivity: of the last stage of each
+          resolution, so that a space's depth counts less than what comes out.
+        - continuity: the least :func:`similarity` of consecutive stages.
+        - nonlinearity, jacov, naswot, swap (:func:`distinct_patterns`), gradient_flow, zico: as the functions.
+
+    Raises
+    ------
+    ConfigError
+        If a component is unknown, the views differ in shape, or are fewer than 4.
+    SpaceError
+        If a stage gives no features.
+    """
+    for name in components:
+        if name not in UNTRAINED_SCORES:
+            raise ConfigError(f"unknown component {name!r}{nearest(name, UNTRAINED_SCORES)}")
+    views = [views0] if views1 is None else [views0, views1]
+    if views0.ndim != 4 or views0.shape[0] < 4 or any(view.shape != views0.shape for view in views):
+        raise ConfigError(
+            f"views have the shapes {[tuple(view.shape) for view in views]}; they must be equal, (batch, 3, size, size) "
+            "with at least 4 images"
+        )
+    if not stages:
+        raise ConfigError("stages is empty; name the modules whose outputs are the stages")
+    wanted = set(components)
+    with evaluation_mode(model, batch_statistics=True), torch.enable_grad():
+        passes = [_measure(model, view, stages, classifier, wanted) for view in views]
+        if any(_is_dead(item) for item in passes):
+            return dict.fromkeys(components, WORST)
+        first = passes[0].features.detach()
+        values: dict[str, Callable[[], float]] = {
+            "effective_macs": lambda: float(multiply_adds(model, views0.shape[1:]) - passes[0].idle_macs),
+            "expressivity": lambda: _mean(expressivity(_entropies(item)) for item in passes),
+            "resolution_expressivity": lambda: _mean(expressivity(_of_resolutions(item)) for item in passes),
+            "progressivity": lambda: _mean(progressivity(_entropies(item)) for item in passes),
+            "continuity": lambda: _mean(_continuity(item) for item in passes),
+            "nonlinearity": lambda: nonlinearity(_mixed(model, views0, classifier), (first + first.roll(1, 0)) / 2),
+            "jacov": lambda: jacov(torch.cat([item.gradient for item in passes if item.gradient is not None])),
+            "naswot": lambda: naswot(torch.cat([item.codes for item in passes])),
+            "swap": lambda: float(distinct_patterns(passes[0].codes[:SWAP_IMAGES])),
+        }
+        if wanted & {"gradient_flow", "zico"}:
+            halves = _weight_gradients(model, passes, classifier)
+            values["gradient_flow"] = lambda: gradient_flow([(a + b) / 2 for a, b in zip(*halves, strict=True)])
+            values["zico"] = lambda: zico(*halves)
+        result = {name: values[name]() for name in components}
+    return dict.fromkeys(components, WORST) if is_dead(list(result.values())) else result
+
+
+def _mean(values: Iterator[float]) -> float:
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers)
+
+
+def _entropies(item: _Pass) -> list[float]:
+    return [stage.entropy for stage in item.stages]
+
+
+def _of_resolutions(item: _Pass) -> list[float]:
+    ends = zip(item.stages, [*item.stages[1:], None], strict=True)
+    return [stage.entropy for stage, after in ends if after is None or after.resolution != stage.resolution]
+
+
+def _continuity(item: _Pass) -> float:
+    pairs = zip(item.stages, item.stages[1:], strict=False)
+    return min((similarity(before.gram, after.gram) for before, after in pairs), default=1.0)
+
+
+def _measure(
+    model: nn.Module, images: Tensor, stages: Sequence[str], classifier: str | None, wanted: set[str]
+) -> _Pass:
+    measured: dict[str, _Stage] = {}
+    layers: list[tuple[Tensor, int]] = []  # outputs of layers that see more than a constant, with their multiply-adds
+    constant_macs = 0
+
+    def on_stage(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            tensor = feature_tensor(output)
+            if tensor is not None and tensor.ndim >= 3:
+                # Measured at once: a later layer may work in place.
+                resolution = tuple(tensor.shape[2:]) if tensor.ndim == 4 else tuple(tensor.shape[1:2])
+                measured[name] = _Stage(entropy(tensor), resolution, gram(tensor))
+
+        return hook
+
+    def on_layer(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal constant_macs
+        weight, tensor = getattr(module, "weight", None), feature_tensor(args)
+        if not isinstance(weight, Tensor) or tensor is None or not isinstance(output, Tensor):
+            return
+        macs = output.numel() // output.shape[0] // weight.shape[0] * weight.numel()
+        if output.requires_grad and bool((tensor != tensor[:1]).any()):
+            layers.append((output, macs))
+        else:
+            constant_macs += macs
+
+    handles = [model.get_submodule(name).register_forward_hook(on_stage(name)) for name in stages]
+    if "effective_macs" in wanted:
+        handles += [
+            module.register_forward_hook(on_layer)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and name != classifier
+        ]
+    images = images.detach().clone().requires_grad_()
+    try:
+        with _Codes(bool(wanted & {"naswot", "swap"})) as recorder:
+            features = _features(model, images, classifier)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in stages:
+        if name not in measured:
+            raise SpaceError(
+                f"stage {name!r} gives no features of shape (batch, C, H, W) or (batch, N, C); leave it out"
+            )
+    # Alternating signs: a network that ends in a batch norm has a constant *sum* of features, whose gradient is 0.
+    signs = torch.ones(images.shape[0], 1, device=images.device, dtype=features.dtype)
+    signs[1::2] = -1
+    gradient: Tensor | None = None
+    reached: Sequence[Tensor | None] = [None] * len(layers)
+    if features.requires_grad:
+        gradient, *reached = torch.autograd.grad(
+            (signs * features).sum(), [images, *(output for output, _ in layers)], retain_graph=True, allow_unused=True
+        )
+    if gradient is not None:
+        gradient = gradient * signs[:, :, None, None]
+    idle = sum(macs for (_, macs), g in zip(layers, reached, strict=True) if g is None or not bool(g.any()))
+    return _Pass([measured[name] for name in stages], recorder.all(images), features, gradient, constant_macs + idle)
+
+
+def _features(model: nn.Module, images: Tensor, classifier: str | None) -> Tensor:
+    captured: list[Any] = []
+    if classifier is None:
+        return pool(model(images))
+    handle = model.get_submodule(classifier).register_forward_pre_hook(lambda module, args: captured.append(args))
+    try:
+        model(images)
+    finally:
+        handle.remove()
+    if not captured:
+        raise SpaceError(f"classifier {classifier!r} takes no part in the forward pass; name another module")
+    return pool(captured[-1])
+
+
+def _mixed(model: nn.Module, images: Tensor, classifier: str | None) -> Tensor:
+    with torch.no_grad():
+        return _features(model, (images + images.roll(1, 0)) / 2, classifier)
+
+
+def _is_dead(item: _Pass) -> bool:
+    """Whether the features are not finite, or the same for every image, or untouched by the input."""
+    features = item.features.detach()
+    if not bool(torch.isfinite(features).all()):
+        return True
+    spread = float((features.amax(0) - features.amin(0)).max())
+    if spread <= 1e-6 * float(features.abs().max()):
+        return True
+    return item.gradient is None or not bool(torch.isfinite(item.gradient).all()) or not bool(item.gradient.any())
+
+
+def _weight_gradients(
+    model: nn.Module, passes: Sequence[_Pass], classifier: str | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of the contrastive loss on two halves of the batch, for the weights of all layers but the classifier."""
+    ignored = {id(p) for p in model.get_submodule(classifier).parameters()} if classifier is not None else set()
+    weights = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad and id(p) not in ignored]
+    features0, features1 = passes[0].features, passes[-1].features
+    if len(passes) == 1:
+        half = features0.shape[0] // 2
+        features0, features1 = features0[:half], features0[half : 2 * half]
+    half = features0.shape[0] // 2
+    halves = []
+    for part in (slice(0, half), slice(half, 2 * half)):
+        loss = contrastive_loss(features0[part], features1[part])
+        found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        halves.append([torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)])
+    return halves[0], halves[1]
+
+
+class _Codes(TorchFunctionMode):
+    """Notes which activations are on, whether they are layers or functions: the sign of what enters them.
+
+    For ReLU that is the usual code; GELU, h-swish and the like bend at the same place.
+    """
+
+    def __init__(self, active: bool) -> None:
+        super().__init__()
+        self.active = active
+        self.codes: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self.active and func in _ACTIVATIONS and args:
+            self.codes.append((args[0].detach() > 0).flatten(1))
+        return func(*args, **(kwargs or {}))
+
+    def all(self, images: Tensor) -> Tensor:
+        """(batch, activations); activations that do not have one row for each image are left out."""
+        n = images.shape[0]
+        codes = [code for code in self.codes if code.shape[0] == n]
+        return torch.cat(codes, 1) if codes else torch.zeros(n, 0, dtype=torch.bool, device=images.device)
+
+
+def _agreement(codes: Tensor) -> Tensor:
+    """(n, n): in how many activations two images agree."""
+    # With signs one matrix product counts what is on in both and what is off in both; float32 is exact up to 2^24.
+    signs = codes.to(torch.float32 if codes.shape[1] < 2**24 else torch.float64) * 2 - 1
+    return ((codes.shape[1] + signs @ signs.T) / 2).double().cpu()
+
+
+def _log_determinant(matrix: Tensor) -> float:
+    sign, value = torch.linalg.slogdet(matrix)
+    return float(value) if float(sign) > 0 else -math.inf
+
+
+def _finite(matrix: Tensor) -> Tensor:
+    """LAPACK raises on NaN; a network that gives NaN is found dead by its features."""
+    return torch.nan_to_num(matrix, nan=0.0, posinf=0.0, neginf=0.0)

@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightly.loss import NTXentLoss
+from torch import Tensor, nn
+
+from nni_cssnas.errors import ConfigError, SpaceError
+from nni_cssnas.scores import untrained
+from nni_cssnas.scores.combine import WORST
+from nni_cssnas.scores.cost import multiply_adds
+from nni_cssnas.scores.untrained import (
+    DEFAULT_WEIGHTS,
+    UNTRAINED_SCORES,
+    contrastive_loss,
+    distinct_patterns,
+    entropy,
+    expressivity,
+    gradient_flow,
+    gram,
+    initialise,
+    jacov,
+    naswot,
+    nonlinearity,
+    pool,
+    progressivity,
+    similarity,
+    untrained_scores,
+    zico,
+)
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- each statistic against its formula in plain loops ------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 3, 3), (3, 7, 5), (30, 6), (4, 9)])
+def test_entropy_is_that_of_the_eigenvalues_of_the_covariance(shape: tuple[int, ...]) -> None:
+    features = rand(*shape)
+    rows = []
+    if len(shape) == 4:
+        for image in features:
+            for y in range(shape[2]):
+                for x in range(shape[3]):
+                    rows.append(image[:, y, x].numpy())
+    elif len(shape) == 3:
+        rows = [token.numpy() for image in features for token in image]
+    else:
+        rows = [row.numpy() for row in features]
+    values = np.linalg.eigvals(np.cov(np.array(rows, dtype=np.float64), rowvar=False)).real
+    shares = values / values.sum()
+    expected = -sum(p * math.log(p) for p in shares if p > 1e-12)
+    assert entropy(features) == pytest.approx(expected, rel=1e-5)
+    assert entropy(7 * features + 3) == pytest.approx(expected, rel=1e-4)
+
+
+def test_entropy_of_one_direction_and_of_nothing_is_zero() -> None:
+    assert entropy(torch.ones(4, 3, 2, 2)) == 0
+    line = rand(50, 1) * torch.tensor([[1.0, 2.0, -1.0]])
+    assert entropy(line) == pytest.approx(0, abs=1e-4)
+
+
+def test_expressivity_and_progressivity() -> None:
+    assert expressivity([1.0, 2.5, 2.0]) == 5.5
+    assert progressivity([1.0, 2.5, 2.0, 2.1]) == -0.5
+    assert progressivity([1.0]) == 0
+
+
+def test_jacov_is_mellors_formula() -> None:
+    gradients = rand(6, 3, 4, 4)
+    values = np.linalg.eigvals(np.corrcoef(gradients.flatten(1).numpy())).real
+    expected = -sum(math.log(v + 1e-5) + 1 / (v + 1e-5) for v in values)
+    assert jacov(gradients) == pytest.approx(expected, rel=1e-6)
+
+
+def test_jacov_is_largest_without_correlation_and_finite_for_equal_rows() -> None:
+    alike = rand(1, 20).repeat(5, 1)
+    assert jacov(torch.linalg.qr(rand(20, 5) - rand(20, 5).mean(0))[0].T) > jacov(rand(5, 20)) > jacov(alike)
+    assert math.isfinite(jacov(alike))
+    assert math.isfinite(jacov(torch.zeros(5, 20)))
+
+
+def test_naswot_counts_agreements() -> None:
+    codes = rand(7, 60) > 0
+    kernel = [[sum(bool(p == q) for p, q in zip(a, b, strict=True)) for b in codes] for a in codes]
+    assert naswot(codes) == pytest.approx(math.log(np.linalg.det(np.array(kernel, dtype=float))), rel=1e-6)
+    assert naswot(torch.cat([codes, codes[:1]])) < -1e3 or naswot(torch.cat([codes, codes[:1]])) < naswot(codes)
+    assert naswot(torch.zeros(3, 0, dtype=torch.bool)) == -math.inf
+
+
+def test_distinct_patterns_are_distinct_columns() -> None:
+    codes = rand(5, 200) > 0
+    assert distinct_patterns(codes) == len({tuple(column) for column in codes.T.tolist()})
+    with pytest.raises(ConfigError, match="at most 62"):
+        distinct_patterns(torch.zeros(63, 4, dtype=torch.bool))
+
+
+def test_similarity_is_linear_cka() -> None:
+    a, b = rand(8, 3, 2, 2, seed=1), rand(8, 5, seed=2)
+    x, y = (t.flatten(1).double().numpy() for t in (a, b))
+    x, y = x - x.mean(0), y - y.mean(0)
+    expected = np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
+    assert similarity(gram(a), gram(b)) == pytest.approx(expected, rel=1e-5)
+    assert similarity(gram(a), gram(3 * a + 1)) == pytest.approx(1, rel=1e-5)
+    assert similarity(gram(a), torch.zeros(8, 8)) == 0
+
+
+def test_nonlinearity_of_an_affine_map_is_zero() -> None:
+    images = rand(16, 10)
+    layer = nn.Sequential(nn.Linear(10, 6), nn.BatchNorm1d(6))
+    mixed = (images + images.roll(1, 0)) / 2
+    features = layer(images)
+    assert nonlinearity(layer(mixed), (features + features.roll(1, 0)) / 2) == pytest.approx(0, abs=0.05)
+    linear = layer[0](images)
+    assert nonlinearity(layer[0](mixed), (linear + linear.roll(1, 0)) / 2) == pytest.approx(0, abs=1e-6)
+    bent = layer[0](images).relu()
+    assert nonlinearity(layer[0](mixed).relu(), (bent + bent.roll(1, 0)) / 2) > 0.01
+
+
+def test_contrastive_loss_is_lightlys_on_centred_features() -> None:
+    a, b = rand(6, 5, seed=1), rand(6, 5, seed=2)
+    expected = NTXentLoss(temperature=0.2)(a - a.mean(0), b - b.mean(0))
+    assert float(contrastive_loss(a, b)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_gradient_flow_and_zico_in_plain_loops() -> None:
+    first, second = [rand(3, 4), rand(5, seed=1)], [rand(3, 4, seed=2), rand(5, seed=3)]
+    assert gradient_flow(first) == pytest.approx(
+        sum(math.log(1 + math.sqrt(sum(float(v) ** 2 for v in g.flatten()))) for g in first), rel=1e-6
+    )
+    expected = 0.0
+    for a, b in zip(first, second, strict=True):
+        pairs = [np.abs([float(x), float(y)]) for x, y in zip(a.flatten(), b.flatten(), strict=True)]
+        expected += math.log(sum(pair.mean() / pair.std() for pair in pairs))
+    assert zico(first, second) == pytest.approx(expected, rel=1e-5)
+    assert zico([torch.zeros(3)], [torch.zeros(3)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (torch.arange(16.0).reshape(1, 2, 2, 4), [[3.5, 11.5]]),
+        (torch.arange(6.0).reshape(1, 2, 3), [[1.5, 2.5, 3.5]]),
+        (torch.arange(3.0).reshape(1, 3), [[0.0, 1.0, 2.0]]),
+        ([torch.zeros(1, 2, 2, 2), torch.ones(1, 2, 2, 2)], [[1.0, 1.0]]),
+    ],
+)
+def test_pool(output: object, expected: list[list[float]]) -> None:
+    assert pool(output).tolist() == expected
+
+
+# ---- one network --------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int = 1, activation: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.norm = nn.BatchNorm2d(c_out)
+        self.activation = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(x)))
+
+
+class Network(nn.Module):
+    def __init__(self, activation: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            Block(3, 4, activation=activation), Block(4, 4, activation=activation), Block(4, 8, 2, activation)
+        )
+        self.dropout = nn.Dropout(0.5)
+        self.classifier = nn.Linear(8, 10)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.dropout(self.blocks(x).mean((2, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x))
+
+
+STAGES = ["blocks.0", "blocks.1", "blocks.2"]
+VIEWS = rand(8, 3, 8, 8, seed=10), rand(8, 3, 8, 8, seed=11)
+
+
+def scores_of(model: nn.Module, seed: int = 0, **arguments: object) -> dict[str, float]:
+    initialise(model, seed)
+    return untrained_scores(model, *VIEWS, **{"stages": STAGES, "classifier": "classifier", **arguments})  # type: ignore[arg-type]
+
+
+def test_one_network_step_by_step() -> None:
+    """Everything that untrained_scores measures, once more by hand."""
+    model = Network()
+    scores = scores_of(model)
+    model.dropout.eval()
+    entropies, similarities, jacobian, codes, pooled = [], [], [], [], []
+    for view in VIEWS:
+        x = view.clone().requires_grad_()
+        before = [model.blocks[0].norm, model.blocks[1].norm, model.blocks[2].norm]
+        signs_of: list[Tensor] = []
+        handles = [norm.register_forward_hook(lambda m, a, out, s=signs_of: s.append(out > 0)) for norm in before]
+        stages = [model.blocks[0](x)]
+        stages.append(model.blocks[1](stages[0]))
+        stages.append(model.blocks[2](stages[1]))
+        for handle in handles:
+            handle.remove()
+        features = stages[-1].mean((2, 3))
+        entropies.append([entropy(stage) for stage in stages])
+        similarities.append([similarity(gram(p), gram(q)) for p, q in pairwise(stages)])
+        rows = []
+        signs = [1.0 if index % 2 == 0 else -1.0 for index in range(8)]
+        total = sum(sign * features[index].sum() for index, sign in enumerate(signs))
+        (gradient,) = torch.autograd.grad(total, x, retain_graph=True)
+        rows = [sign * gradient[index] for index, sign in enumerate(signs)]
+        jacobian.extend(rows)
+        codes.append(torch.cat([sign.flatten(1) for sign in signs_of], 1))
+        pooled.append(features)
+    weights = [model.blocks[index].conv.weight for index in range(3)]
+    halves = []
+    for part in (slice(0, 4), slice(4, 8)):
+        halves.append(
+            torch.autograd.grad(contrastive_loss(pooled[0][part], pooled[1][part]), weights, retain_graph=True)
+        )
+    mixed = model.blocks((VIEWS[0] + VIEWS[0].roll(1, 0)) / 2).mean((2, 3))
+    expected = {
+        "effective_macs": multiply_adds(model, (3, 8, 8)),
+        "expressivity": np.mean([sum(row) for row in entropies]),
+        "resolution_expressivity": np.mean([row[1] + row[2] for row in entropies]),
+        "progressivity": np.mean([min(row[1] - row[0], row[2] - row[1]) for row in entropies]),
+        "continuity": np.mean([min(row) for row in similarities]),
+        "nonlinearity": nonlinearity(mixed, (pooled[0] + pooled[0].roll(1, 0)) / 2),
+        "jacov": jacov(torch.stack(jacobian)),
+        "naswot": naswot(torch.cat(codes)),
+        "swap": distinct_patterns(codes[0]),
+        "gradient_flow": gradient_flow([(a + b) / 2 for a, b in zip(*halves, strict=True)]),
+        "zico": zico(*halves),
+    }
+    assert set(scores) == set(expected) == set(UNTRAINED_SCORES)
+    for name, value in expected.items():
+        assert scores[name] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
+
+
+def test_the_same_bits_in_any_order_and_any_process() -> None:
+    first = scores_of(Network())
+    torch.manual_seed(99)
+    scores_of(Network(nn.GELU), seed=3)
+    assert scores_of(Network()) == first
+    assert scores_of(Network(), seed=1) != first
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import torch; torch.set_num_threads(1)\n"
+        "import test_untrained as t\n"
+        "print(repr(t.scores_of(t.Network())))"
+    )
+    from pathlib import Path
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        here = scores_of(Network())
+    finally:
+        torch.set_num_threads(threads)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip().splitlines()[-1] == repr(here)
+
+
+def test_components_do_not_depend_on_each_other() -> None:
+    everything = scores_of(Network())
+    for name in UNTRAINED_SCORES:
+        assert scores_of(Network(), components=[name]) == {name: everything[name]}
+    assert set(DEFAULT_WEIGHTS) <= set(UNTRAINED_SCORES)
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    model = Network()
+    model.blocks[1].eval()
+    model.blocks[0].conv.weight.grad = torch.ones_like(model.blocks[0].conv.weight)
+    initialise(model, 0)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    random = torch.get_rng_state()
+    views = [view.clone() for view in VIEWS]
+    scores_of(model)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), random)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert torch.equal(model.blocks[0].conv.weight.grad, torch.ones_like(model.blocks[0].conv.weight))
+    assert model.blocks[1].conv.weight.grad is None
+    assert all(torch.equal(a, b) for a, b in zip(views, VIEWS, strict=True))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_one_view_is_enough() -> None:
+    model = Network()
+    initialise(model, 0)
+    scores = untrained_scores(model, VIEWS[0], stages=STAGES, classifier="classifier")
+    assert set(scores) == set(UNTRAINED_SCORES)
+    assert all(math.isfinite(value) and value > WORST for value in scores.values())
+
+
+class Dead(Network):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.blocks[0](x)
+        y = {"disconnected": y * 0, "detached": y.detach(), "nan": y * math.nan, "constant": torch.ones_like(y)}[
+            self.kind
+        ]
+        return self.classifier(self.blocks[2](self.blocks[1](y)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["disconnected", "detached", "nan", "constant"])
+def test_dead_networks_get_the_worst_finite_score(kind: str) -> None:
+    scores = scores_of(Dead(kind))
+    assert scores == dict.fromkeys(UNTRAINED_SCORES, WORST)
+
+
+def test_layers_that_do_nothing_do_not_count() -> None:
+    class Idle(Network):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unread = nn.Conv2d(4, 4, 3, padding=1)
+            self.fed_zero = nn.Conv2d(4, 4, 1)
+            self.annulled = nn.Conv2d(4, 4, 5, padding=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.blocks[0](x)
+            self.unread(y)
+            y = y + self.fed_zero(y * 0) + self.annulled(y) * 0
+            return self.classifier(self.blocks[2](self.blocks[1](y)).mean((2, 3)))
+
+    plain = scores_of(Network(), components=["effective_macs"])
+    assert multiply_adds(Idle(), (3, 8, 8)) == plain["effective_macs"] + 64 * 4 * 4 * (9 + 1 + 25)
+    assert scores_of(Idle(), components=["effective_macs"]) == plain
+
+
+def test_a_network_that_ends_in_batch_norm_has_a_jacobian() -> None:
+    """The sum of its features is constant; alternating signs see through that."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    initialise(model, 0)
+    scores = untrained_scores(model, *VIEWS, stages=["1", "3"])
+    assert -1e4 < scores["jacov"] < 0
+    assert scores["effective_macs"] == multiply_adds(model, (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "activation", [nn.GELU, nn.Hardswish, nn.SiLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.Tanh, nn.ELU]
+)
+def test_any_activation_has_a_code(activation: type[nn.Module]) -> None:
+    scores = scores_of(Network(activation))
+    relu = scores_of(Network())
+    assert all(value > WORST for value in scores.values())
+    # The first block sees the same input whatever the activation is.
+    assert scores["naswot"] == pytest.approx(relu["naswot"], rel=0.2)
+
+
+def test_functions_have_the_codes_of_layers() -> None:
+    class Functional(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(self.norm(self.conv(x)), inplace=True)
+
+    model, same = Network(), Network()
+    same.blocks = nn.Sequential(Functional(3, 4), Functional(4, 4), Functional(4, 8, 2))
+    assert scores_of(same) == scores_of(model)
+    method = Network()
+    for block in method.blocks:
+        block.activation.forward = torch.Tensor.relu  # type: ignore[method-assign]
+    assert scores_of(method) == scores_of(model)
+
+
+def test_a_transformer() -> None:
+    class Transformer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch = nn.Conv2d(3, 16, 4, 4)
+            self.position = nn.Parameter(0.02 * torch.randn(1, 4, 16))
+            layers = [nn.TransformerEncoderLayer(16, 2, 32, activation="gelu", batch_first=True) for _ in range(2)]
+            self.blocks = nn.Sequential(*layers)
+            self.head = nn.Linear(16, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.patch(x).flatten(2).transpose(1, 2) + self.position
+            return self.head(self.blocks(x).mean(1))
+
+    scores = scores_of(Transformer(), stages=["patch", "blocks.0", "blocks.1"], classifier="head")
+    assert all(value > WORST for value in scores.values())
+    assert scores == scores_of(Transformer(), stages=["patch", "blocks.0", "blocks.1"], classifier="head")
+
+
+def test_initialise_gives_a_layer_the_same_weights_whatever_is_beside_it() -> None:
+    small, large = Network(), Network()
+    large.extra = nn.Linear(3, 3)
+    initialise(small, 5)
+    initialise(large, 5)
+    assert all(torch.equal(value, large.state_dict()[name]) for name, value in small.state_dict().items())
+    before = small.blocks[0].conv.weight.clone()
+    initialise(small, 6)
+    assert not torch.equal(small.blocks[0].conv.weight, before)
+    assert not torch.equal(small.blocks[1].conv.weight, small.blocks[0].conv.weight[:, :1].expand(4, 4, 3, 3))
+
+
+def test_errors_say_what_is_wrong() -> None:
+    with pytest.raises(ConfigError, match="unknown component 'jacof'; did you mean 'jacov'"):
+        scores_of(Network(), components=["jacof"])
+    model = Network()
+    with pytest.raises(ConfigError, match="at least 4 images"):
+        untrained_scores(model, VIEWS[0][:2], stages=STAGES)
+    with pytest.raises(ConfigError, match="must be equal"):
+        untrained_scores(model, VIEWS[0], VIEWS[1][:4], stages=STAGES)
+    with pytest.raises(ConfigError, match="stages is empty"):
+        untrained_scores(model, *VIEWS, stages=[])
+    with pytest.raises(SpaceError, match="stage 'classifier' gives no features"):
+        untrained_scores(model, *VIEWS, stages=["classifier"])
+    assert untrained.SWAP_IMAGES <= 62
