@@ -17,7 +17,7 @@ ALLOWED = {
     "config": {"genotype"},
     "genotype": set(),
     "images": {"config", "images"},
-    "scores": {"config", "scores"},
+    "scores": {"config", "images", "scores"},
     "spaces": {"config", "genotype", "spaces"},
     "results": {"genotype", "results"},
     "tuners": {"tuners"},

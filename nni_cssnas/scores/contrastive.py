@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightly.loss.ntx_ent_loss import NTXentLoss
@@ -17,17 +17,11 @@ from torch import nn
 
 from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.errors import ConfigError, DivergenceError, SpaceError
+from nni_cssnas.images.views import Views
 from nni_cssnas.scores.device import seeded
 from nni_cssnas.scores.losses import PretextInvariantLoss
 
-__all__ = ["ContrastiveResult", "Views", "check_images", "train_contrastive"]
-
-
-class Views(Protocol):
-    """Two augmented views of every image: uint8 ``(B, 3, H, W)`` to two floats ``(B, 3, S, S)``."""
-
-    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw the views of a batch on its device."""
+__all__ = ["ContrastiveResult", "check_images", "train_contrastive"]
 
 
 @dataclass(frozen=True)

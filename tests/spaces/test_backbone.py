@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from nni.nas.hub import pytorch as hub
+    from nni.nas.space import ConstraintViolation
+
+from nni_cssnas.errors import SpaceError
+from nni_cssnas.scores.cost import num_parameters
+from nni_cssnas.scores.untrained import UNTRAINED_SCORES, initialise, untrained_scores
+from nni_cssnas.spaces.backbone import Backbone, inspect
+
+
+def sample(space: Any) -> nn.Module:
+    for _ in range(200):
+        try:
+            return space.random()
+        except ConstraintViolation:
+            continue
+    raise AssertionError("no valid architecture in 200 draws")
+
+
+def cells(name: str, **arguments: Any) -> Callable[[], Any]:
+    return lambda: getattr(hub, name)(width=8, num_cells=5, **{"dataset": "cifar", **arguments})
+
+
+# name, space, size of the images, classifier, names of some stages in order, least number of stages
+HUB = {
+    "DARTS": (cells("DARTS", drop_path_prob=0.2), 32, "classifier", ["stem", "stages.0.0", "stages.1.0", "stages.2.1"], 6),
+    "DARTS-imagenet": (cells("DARTS", dataset="imagenet"), 64, "classifier", ["stem0", "stem1", "stages.0.0"], 7),
+    "NASNet": (cells("NASNet"), 32, "classifier", ["stem", "stages.0.0", "stages.2.1"], 6),
+    "ENAS": (cells("ENAS"), 32, "classifier", ["stem", "stages.0.0", "stages.2.1"], 6),
+    "AmoebaNet": (cells("AmoebaNet"), 32, "classifier", ["stem", "stages.0.0", "stages.2.1"], 6),
+    "PNAS": (cells("PNAS"), 32, "classifier", ["stem", "stages.0.0", "stages.2.1"], 6),
+    "MobileNetV3Space": (lambda: hub.MobileNetV3Space(), 32, "classifier.1", ["stem", "blocks.0", "blocks.1.0"], 9),
+    "ProxylessNAS": (lambda: hub.ProxylessNAS(), 32, "classifier", ["stem", "blocks.0", "feature_mix_layer"], 9),
+    "ShuffleNetSpace": (lambda: hub.ShuffleNetSpace(), 32, "classifier.0", ["first_conv", "features.0", "conv_last"], 22),
+    "NasBench101": (lambda: hub.NasBench101(stem_out_channels=16), 32, "classifier", ["stem_conv", "features.0"], 12),
+    "NasBench201": (
+        lambda: hub.NasBench201(8, 1),
+        16,
+        "classifier",
+        ["stem", "cells.0", "cells.1", "cells.2", "cells.3", "cells.4"],
+        6,
+    ),
+    "AutoFormer": (
+        lambda: hub.AutoFormer(
+            search_embed_dim=(24,), search_num_heads=(2,), search_depth=(2, 3), img_size=32, patch_size=8, num_labels=7
+        ),
+        32,
+        "head",
+        ["patch_embed", "blocks.0", "blocks.1"],
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_every_hub_space(name: str) -> None:
+    make, size, classifier, expected, least = HUB[name]
+    torch.manual_seed(0)
+    model = sample(make())
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    structure = inspect(model, size)
+    assert structure.classifier == classifier
+    names = [stage.name for stage in structure.stages]
+    assert [stage for stage in names if stage in expected] == expected
+    assert len(names) >= least
+    # Nothing inside a block, nothing of the head.
+    assert not any(a != b and a.startswith(f"{b}.") for a in names for b in names)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    views = torch.randn(2, 4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    initialise(model, 0)
+    scores = untrained_scores(model, *views, stages=names, classifier=classifier)
+    assert scores == untrained_scores(model, *views, stages=names, classifier=classifier)
+    assert set(scores) == set(UNTRAINED_SCORES)
+    layer = model.get_submodule(classifier)
+    before = num_parameters(model)
+    backbone = Backbone(model, size)
+    features = backbone(views[0])
+    assert features.shape == (4, backbone.num_features) == (4, structure.num_features)
+    assert backbone.num_features == layer.in_features
+    assert num_parameters(backbone) == before - num_parameters(layer)
+    features.sum().backward()
+
+
+def test_features_are_what_enters_the_classifier() -> None:
+    model = hub.NasBench201(8, 1).random().eval()
+    images = torch.randn(2, 3, 16, 16)
+    logits, head = model(images), model.classifier
+    assert torch.allclose(head(Backbone(model, 16).eval()(images)), logits)
+
+
+# ---- networks that users write ------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self, c_in: int, c_out: int, stride: int = 1) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Flat(nn.Module):
+    """Blocks as children, features already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = Block(3, 4)
+        self.two = Block(4, 8, 2)
+        self.unused = Block(4, 8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x)).mean((2, 3))
+
+
+class Wrapped(nn.Module):
+    """Everything inside one module, declared in another order than it is called."""
+
+    def __init__(self, output: str = "logits") -> None:
+        super().__init__()
+
+        class Body(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.late = nn.ModuleList([Block(4, 8, 2), nn.Identity(), Block(8, 16, 2)])
+                self.early = Block(3, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.early(x)
+                for block in self.late:
+                    x = block(x)
+                return x
+
+        self.body = Body()
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(16, 5))
+        self.output = output
+
+    def forward(self, x: Tensor) -> Any:
+        maps = self.body(x)
+        logits = self.head(maps)
+        return {
+            "logits": logits,
+            "map": maps,
+            "tuple": (logits, maps),
+            "dict": {"logits": logits},
+            "softmax": logits.softmax(1),
+        }[self.output]
+
+
+def test_features_already() -> None:
+    structure = inspect(Flat(), 8)
+    assert structure.classifier is None
+    assert structure.num_features == 8
+    assert [(stage.name, stage.channels, stage.size) for stage in structure.stages] == [
+        ("one", 4, (8, 8)),
+        ("two", 8, (4, 4)),
+    ]
+    model = Flat()
+    assert Backbone(model, 8)(torch.zeros(2, 3, 8, 8)).shape == (2, 8)
+
+
+def test_a_chain_inside_a_module_in_the_order_of_calls() -> None:
+    structure = inspect(Wrapped(), 16)
+    assert structure.classifier == "head.3"
+    assert [stage.name for stage in structure.stages] == ["body.early", "body.late.0", "body.late.1", "body.late.2"]
+    assert [stage.size for stage in structure.stages] == [(16, 16), (8, 8), (8, 8), (4, 4)]
+
+
+def test_a_map_is_pooled() -> None:
+    backbone = Backbone(Wrapped("map"), 16)
+    assert backbone.structure.classifier is None
+    assert backbone(torch.zeros(2, 3, 16, 16)).shape == (2, 16)
+
+
+def test_the_first_linear_output_of_several_is_the_classifier() -> None:
+    assert inspect(Wrapped("tuple"), 16).classifier == "head.3"
+
+
+def test_a_classifier_that_cannot_be_found_is_named() -> None:
+    assert inspect(Wrapped("softmax"), 16).num_features == 5
+    assert inspect(Wrapped("softmax"), 16, classifier="head.3").num_features == 16
+    with pytest.raises(SpaceError, match=r"gives dict\. Name the layer .* as classifier; linear layers are: head\.3"):
+        inspect(Wrapped("dict"), 16)
+    assert inspect(Wrapped("dict"), 16, classifier="head.3").num_features == 16
+    assert inspect(Wrapped(), 16, classifier="").num_features == 5
+
+
+def test_errors_name_the_module() -> None:
+    with pytest.raises(SpaceError, match="classifier 'haed' is not a module of the network; did you mean 'head'"):
+        inspect(Wrapped(), 16, classifier="haed")
+    with pytest.raises(SpaceError, match="'unused' takes no part in the forward pass"):
+        inspect(Flat(), 8, classifier="unused")
+    with pytest.raises(SpaceError, match="no stage with feature maps"):
+        inspect(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), 8)
+
+
+@pytest.mark.parametrize(("name", "size"), [("ShuffleNetSpace", 16), ("MobileNetV3Space", 8)])
+def test_images_smaller_than_the_total_stride(name: str, size: int) -> None:
+    model = HUB[name][0]().random()
+    with pytest.raises(SpaceError, match=f"images of {size} pixels are smaller than the total stride"):
+        inspect(model, size)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_network_for_another_size() -> None:
+    model = HUB["AutoFormer"][0]().random()
+    with pytest.raises(SpaceError, match="fails on images of 16x16 pixels"):
+        inspect(model, 16)
+
+
+def test_torchvision() -> None:
+    import torchvision
+
+    for name, classifier, first, last in (
+        ("resnet18", "fc", "conv1", "layer4.1"),
+        ("mobilenet_v3_small", "classifier.3", "features.0", "features.12"),
+        ("densenet121", "classifier", "features.conv0", "features.denseblock4"),
+    ):
+        structure = inspect(torchvision.models.get_model(name), 64)
+        assert structure.classifier == classifier
+        assert (structure.stages[0].name, structure.stages[-1].name) == (first, last)
