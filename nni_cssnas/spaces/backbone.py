@@ -246,15 +246,12 @@ def _find_stages(model: nn.Module, probe: _Probe, classifier: str | None) -> tup
     opened: set[str] = set()
     found = sorted(dict.fromkeys(walk(model, _is_chain(model), opened)), key=order.__getitem__)
     while len(found) < 3:
-        # Everything in one wrapper: look into the largest block until there is a chain.
-        inner = [name for name in found if sum(1 for _ in model.get_submodule(name).modules()) > 3]
-        if not inner:
+        # Everything in one wrapper: look into the largest block that holds a chain of blocks.
+        wrappers = [name for name in found if _holds_chain(modules[name])]
+        if not wrappers:
             break
-        opened.add(max(inner, key=lambda name: sum(1 for _ in model.get_submodule(name).modules())))
-        deeper = sorted(dict.fromkeys(walk(model, _is_chain(model), opened)), key=order.__getitem__)
-        if len(deeper) < len(found):
-            break
-        found = deeper
+        opened.add(max(wrappers, key=lambda name: len(list(modules[name].modules()))))
+        found = sorted(dict.fromkeys(walk(model, _is_chain(model), opened)), key=order.__getitem__)
     stages = []
     for name in found:
         shape = probe.shapes[name]
@@ -269,6 +266,14 @@ def _is_chain(module: nn.Module) -> bool:
         return True
     home = type(module).__module__
     return isinstance(module, nn.Sequential) and (home.startswith(("torch.nn", "nni.nas.nn.pytorch")))
+
+
+def _holds_chain(module: nn.Module) -> bool:
+    """Whether a chain of at least two blocks, each with parts of its own, is somewhere inside."""
+    return any(
+        _is_chain(part) and sum(bool(list(child.children())) for child in part.children()) > 1
+        for part in module.modules()
+    )
 
 
 def _counts(module: nn.Module, in_chain: bool, taken: Any, shape: torch.Size) -> bool:

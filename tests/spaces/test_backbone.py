@@ -11,7 +11,7 @@ from torch import Tensor, nn
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from nni.nas.hub import pytorch as hub
-    from nni.nas.space import ConstraintViolation
+    from nni.mutable import ConstraintViolation
 
 from nni_cssnas.errors import SpaceError
 from nni_cssnas.scores.cost import num_parameters
@@ -34,7 +34,13 @@ def cells(name: str, **arguments: Any) -> Callable[[], Any]:
 
 # name, space, size of the images, classifier, names of some stages in order, least number of stages
 HUB = {
-    "DARTS": (cells("DARTS", drop_path_prob=0.2), 32, "classifier", ["stem", "stages.0.0", "stages.1.0", "stages.2.1"], 6),
+    "DARTS": (
+        cells("DARTS", drop_path_prob=0.2),
+        32,
+        "classifier",
+        ["stem", "stages.0.0", "stages.1.0", "stages.2.1"],
+        6,
+    ),
     "DARTS-imagenet": (cells("DARTS", dataset="imagenet"), 64, "classifier", ["stem0", "stem1", "stages.0.0"], 7),
     "NASNet": (cells("NASNet"), 32, "classifier", ["stem", "stages.0.0", "stages.2.1"], 6),
     "ENAS": (cells("ENAS"), 32, "classifier", ["stem", "stages.0.0", "stages.2.1"], 6),
@@ -42,7 +48,13 @@ HUB = {
     "PNAS": (cells("PNAS"), 32, "classifier", ["stem", "stages.0.0", "stages.2.1"], 6),
     "MobileNetV3Space": (lambda: hub.MobileNetV3Space(), 32, "classifier.1", ["stem", "blocks.0", "blocks.1.0"], 9),
     "ProxylessNAS": (lambda: hub.ProxylessNAS(), 32, "classifier", ["stem", "blocks.0", "feature_mix_layer"], 9),
-    "ShuffleNetSpace": (lambda: hub.ShuffleNetSpace(), 32, "classifier.0", ["first_conv", "features.0", "conv_last"], 22),
+    "ShuffleNetSpace": (
+        lambda: hub.ShuffleNetSpace(),
+        32,
+        "classifier.0",
+        ["first_conv", "features.0", "conv_last"],
+        22,
+    ),
     "NasBench101": (lambda: hub.NasBench101(stem_out_channels=16), 32, "classifier", ["stem_conv", "features.0"], 12),
     "NasBench201": (
         lambda: hub.NasBench201(8, 1),
