@@ -162,15 +162,17 @@ class ContrastiveConfig(Section):
     """The short contrastive training of one candidate (the criterion of arXiv:2102.10557).
 
     ``criterion`` is what is maximised: minus the ``loss`` of the last epoch, the ``drop`` of the loss
-    from the first epoch to the last, or minus the ``held_out`` loss on images that were not trained
-    on. ``loss`` is lightly's NT-Xent (``ntxent``, with ``memory_bank_size`` negatives from a memory
+    from the first epoch to the last, minus the ``held_out`` loss on images that were not trained on,
+    or minus the ``alignment`` or ``uniformity`` (arXiv:2005.10242) of the backbone's features of these.
+    ``steps`` is the budget in optimiser steps, in place of ``epochs``. ``loss`` is lightly's NT-Xent (``ntxent``, with ``memory_bank_size`` negatives from a memory
     bank if it is not 0) or the paper's pretext-invariant two-term form (``pirl``, arXiv:1912.01991).
     ``view_pool: fixed`` draws the views once and trains on the same pairs every epoch.
     """
 
-    criterion: Literal["loss", "drop", "held_out"] = "loss"
+    criterion: Literal["loss", "drop", "held_out", "alignment", "uniformity"] = "loss"
     loss: Literal["ntxent", "pirl"] = "ntxent"
     epochs: int = Field(10, ge=1)
+    steps: int | None = Field(None, ge=1)
     batch_size: int = Field(256, ge=2)
     lr: float = Field(0.1, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -189,11 +191,11 @@ class ContrastiveConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.criterion == "held_out" and self.held_out == 0:
+        if self.criterion in ("held_out", "alignment", "uniformity") and self.held_out == 0:
             raise ValueError(
-                "criterion is 'held_out' but held_out is 0; give the fraction of images to hold out, as 0.1"
+                f"criterion is {self.criterion!r} but held_out is 0; give the fraction of images to hold out, as 0.1"
             )
-        if self.criterion == "drop" and self.epochs < 2:
+        if self.criterion == "drop" and self.epochs < 2 and self.steps is None:
             raise ValueError("criterion is 'drop' but epochs is 1; a drop needs at least 2 epochs")
         if self.loss == "pirl" and self.memory_bank_size:
             raise ValueError("loss 'pirl' has a memory of every image of its own; set memory_bank_size to 0")

@@ -175,10 +175,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
             device=device,
             on_epoch=on_epoch,
         )
-        components = {"loss": trained.loss, "drop": trained.drop}
-        if trained.held_out is not None:
-            components["held_out"] = trained.held_out
-        components |= costs | {"seconds": trained.seconds, "images_per_second": trained.images_per_second}
+        components = trained.components | costs
         return ProxyResult(trained.score(config.contrastive.criterion), components, trained.epoch_losses)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightly.loss.ntx_ent_loss import NTXentLoss
 from lightly.models.modules.heads import SimCLRProjectionHead
 from lightly.utils.scheduler import CosineWarmupScheduler
@@ -21,7 +23,7 @@ from nni_cssnas.images.views import Views
 from nni_cssnas.scores.device import seeded
 from nni_cssnas.scores.losses import PretextInvariantLoss
 
-__all__ = ["ContrastiveResult", "check_images", "train_contrastive"]
+__all__ = ["ContrastiveResult", "alignment", "check_images", "train_contrastive", "uniformity"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class ContrastiveResult:
     ----------
     epoch_losses
         Mean training loss of every epoch.
-    held_out
-        Loss on images that were not trained on, or None where none were held out.
+    held_out, alignment, uniformity
+        On images that were not trained on: the loss, and :func:`alignment` and :func:`uniformity` of the
+        backbone's features; None where no images were held out.
     steps
         Optimiser steps made.
     seconds
@@ -43,10 +46,12 @@ class ContrastiveResult:
     """
 
     epoch_losses: tuple[float, ...]
-    held_out: float | None
     steps: int
     seconds: float
     images_per_second: float
+    held_out: float | None = None
+    alignment: float | None = None
+    uniformity: float | None = None
 
     @property
     def loss(self) -> float:
@@ -58,17 +63,36 @@ class ContrastiveResult:
         """Loss of the first epoch minus that of the last: how much was learned."""
         return self.epoch_losses[0] - self.epoch_losses[-1]
 
+    @property
+    def components(self) -> dict[str, float]:
+        """What was measured, by name; see the attributes."""
+        names = ("loss", "drop", "held_out", "alignment", "uniformity", "seconds", "images_per_second")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
+
     def score(self, criterion: str) -> float:
-        """The number to maximise for ``criterion`` ``loss``, ``drop`` or ``held_out``."""
-        if criterion == "loss":
-            return -self.loss
-        if criterion == "drop":
-            return self.drop
-        if criterion == "held_out" and self.held_out is not None:
-            return -self.held_out
-        raise ConfigError(
-            f"criterion {criterion!r} was not measured; known: 'loss', 'drop', 'held_out' (needs held_out > 0)"
-        )
+        """The number to maximise for a criterion: ``drop`` as it is, the others turned in sign."""
+        if criterion not in ("loss", "drop", "held_out", "alignment", "uniformity") or criterion not in self.components:
+            raise ConfigError(f"criterion {criterion!r} was not measured; measured: {', '.join(self.components)}")
+        value = self.components[criterion]
+        return value if criterion == "drop" else -value
+
+
+def alignment(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Mean squared distance of the two views' features on the unit sphere, lower is better.
+
+    Wang & Isola, arXiv:2005.10242, with their alpha = 2. Features are ``(N, D)``.
+    """
+    distances = F.normalize(first, dim=1) - F.normalize(second, dim=1)
+    return float(distances.square().sum(1).mean())
+
+
+def uniformity(features: torch.Tensor) -> float:
+    """Logarithm of the mean Gaussian potential of all pairs on the unit sphere, lower is better.
+
+    Wang & Isola, arXiv:2005.10242, with their t = 2. Features are ``(N, D)``.
+    """
+    return float(torch.pdist(F.normalize(features, dim=1)).square().mul(-2).exp().mean().log())
 
 
 def check_images(num_images: int, config: ContrastiveConfig) -> int:
@@ -157,8 +181,9 @@ def train_contrastive(
         backbone.train()
         head.train()
         start = time.perf_counter()
-        for epoch in range(config.epochs):
-            for index in _batches(len(train), config.batch_size, generator):
+        for epoch in range(math.ceil(trainer.steps / trainer.steps_per_epoch)):
+            batches = _batches(len(train), config.batch_size, generator)
+            for index in itertools.islice(batches, trainer.steps - epoch * trainer.steps_per_epoch):
                 if pairs is not None:
                     first, second = pairs[0][index], pairs[1][index]
                 else:
@@ -168,16 +193,13 @@ def train_contrastive(
             if on_epoch is not None:
                 on_epoch(epoch, epoch_losses[-1])
         seconds = time.perf_counter() - start
-        held_out_loss = None
-        if num_held_out:
-            held_out_loss = _evaluate(backbone, head, views(held_out, generator), config, memory_format)
-    steps = config.epochs * (len(train) // config.batch_size)
+        unseen = _evaluate(backbone, head, views(held_out, generator), config, memory_format) if num_held_out else {}
     return ContrastiveResult(
         epoch_losses=tuple(epoch_losses),
-        held_out=held_out_loss,
-        steps=steps,
+        steps=trainer.steps,
         seconds=seconds,
-        images_per_second=steps * config.batch_size / max(seconds, 1e-9),
+        images_per_second=trainer.steps * config.batch_size / max(seconds, 1e-9),
+        **unseen,
     )
 
 
@@ -200,14 +222,14 @@ class _Trainer:
         self.config = config
         self.device = device
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-        steps_per_epoch = num_images // config.batch_size
-        steps = config.epochs * steps_per_epoch
+        self.steps_per_epoch = num_images // config.batch_size
+        self.steps = config.steps or config.epochs * self.steps_per_epoch
         parameters = [p for module in (backbone, head) for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(
             parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        warmup = min(round(config.warmup_epochs * steps_per_epoch), steps)
-        self.scheduler = CosineWarmupScheduler(self.optimizer, warmup, steps, end_value=0.0)
+        warmup = min(round(config.warmup_epochs * self.steps_per_epoch), self.steps)
+        self.scheduler = CosineWarmupScheduler(self.optimizer, warmup, self.steps, end_value=0.0)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16" and device.type == "cuda")
         self.step_count = 0
         self.losses: list[torch.Tensor] = []
@@ -303,12 +325,18 @@ def _evaluate(
     pair: tuple[torch.Tensor, torch.Tensor],
     config: ContrastiveConfig,
     memory_format: torch.memory_format,
-) -> float:
-    """NT-Xent of the two views of all held-out images against each other, by the trained network."""
+) -> dict[str, float]:
+    """The trained network on the two views of all held-out images: NT-Xent against each other, alignment, uniformity."""
     backbone.eval()
     head.eval()
-    embeddings = []
+    features = []
     for view in pair:
         parts = view.contiguous(memory_format=memory_format).split(config.batch_size)
-        embeddings.append(torch.cat([head(backbone(part)) for part in parts]))
-    return float(NTXentLoss(temperature=config.temperature)(embeddings[0], embeddings[1]))
+        features.append(torch.cat([backbone(part) for part in parts]))
+    first, second = features
+    loss = NTXentLoss(temperature=config.temperature)(head(first), head(second))
+    return {
+        "held_out": float(loss),
+        "alignment": alignment(first, second),
+        "uniformity": uniformity(first),
+    }

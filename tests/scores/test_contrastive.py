@@ -9,7 +9,7 @@ from torch import nn
 
 from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.errors import ConfigError, DeviceError, DivergenceError, SpaceError
-from nni_cssnas.scores.contrastive import _loss, check_images, train_contrastive
+from nni_cssnas.scores.contrastive import _loss, alignment, check_images, train_contrastive, uniformity
 from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
 from nni_cssnas.scores.losses import PretextInvariantLoss
 
@@ -200,3 +200,29 @@ def test_cuda_is_refused_where_there_is_none() -> None:
 def test_seeds_depend_on_content() -> None:
     assert derive_seed(0, "a") == derive_seed(0, "a")
     assert len({derive_seed(seed, content) for seed in range(10) for content in "abc"}) == 30
+
+
+def test_alignment_and_uniformity_in_plain_loops() -> None:
+    first, second = torch.randn(2, 6, 4, dtype=torch.float64)
+    unit = [[row / row.norm() for row in rows] for rows in (first, second)]
+    expected = sum(float(((a - b) ** 2).sum()) for a, b in zip(*unit, strict=True)) / 6
+    assert alignment(first, second) == pytest.approx(expected)
+    pairs = [math.exp(-2 * float(((unit[0][i] - unit[0][j]) ** 2).sum())) for i in range(6) for j in range(i)]
+    assert uniformity(first) == pytest.approx(math.log(sum(pairs) / 15))
+
+
+def test_the_budget_may_be_given_in_steps() -> None:
+    losses: list[float] = []
+    result = train_contrastive(
+        backbone(),
+        images(),
+        config(steps=13, held_out=0),
+        views=noisy_views,
+        seed=0,
+        on_epoch=lambda _, loss: losses.append(loss),
+    )
+    assert result.steps == 13
+    assert len(losses) == 3  # 6 steps an epoch: 6, 6, 1
+    assert "held_out" not in result.components
+    with pytest.raises(ConfigError, match="was not measured; measured: loss, drop"):
+        result.score("alignment")

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import importlib
+import math
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "experiments" / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    nasbench201: Any = importlib.import_module("nasbench201")
+    nasbench_macro: Any = importlib.import_module("nasbench_macro")
+    benchmark: Any = importlib.import_module("rank_correlation")
+
+from nni_cssnas.errors import ConfigError, ExperimentError  # noqa: E402
+from nni_cssnas.scores.cost import multiply_adds, num_parameters  # noqa: E402
+
+DENSE = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|avg_pool_3x3~2|"
+DEAD = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
+
+
+def data(name: str) -> Path:
+    folders = [Path(os.environ["CSSNAS_DATA"])] if "CSSNAS_DATA" in os.environ else []
+    folders.append(Path(__file__).resolve().parents[3] / "shared" / "data")
+    for folder in folders:
+        if (folder / name).exists():
+            return folder / name
+    pytest.skip(f"{name} is neither in $CSSNAS_DATA nor in ../shared/data")
+
+
+def write(path: Path, rows: list[tuple[str, object]], header: str = "arch,cifar10_test") -> Path:
+    path.write_text(header + "\n" + "".join(f"{arch},{accuracy}\n" for arch, accuracy in rows))
+    return path
+
+
+# ---- the two spaces -----------------------------------------------------------------------------------
+
+
+def test_nasbench201_sample() -> None:
+    assert nasbench201.to_sample(DENSE) == {
+        "cell/0_1": "conv_3x3",
+        "cell/0_2": "conv_3x3",
+        "cell/1_2": "conv_3x3",
+        "cell/0_3": "skip_connect",
+        "cell/1_3": "conv_3x3",
+        "cell/2_3": "avg_pool_3x3",
+    }
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["", "|none~0|", DENSE[:-1], DENSE.replace("~1", "~2", 1), DENSE.replace("skip_connect", "skip"), DENSE + "+|none~0|"],
+)
+def test_nasbench201_refuses(arch: str) -> None:
+    with pytest.raises(ValueError, match="is not of the form|unknown operation"):
+        nasbench201.to_sample(arch)
+
+
+@pytest.mark.parametrize("arch", ["", "0120120", "012012013", "0120120x"])
+def test_macro_refuses(arch: str) -> None:
+    with pytest.raises(ValueError, match="not eight digits"):
+        nasbench_macro.to_sample(arch)
+
+
+def test_random_architectures_are_architectures_of_the_space() -> None:
+    for module in (nasbench201, nasbench_macro):
+        archs = [module.random_arch(np.random.default_rng(0)) for _ in range(2)]
+        assert archs[0] == archs[1]
+        rng = np.random.default_rng(0)
+        drawn = {module.random_arch(rng) for _ in range(50)}
+        assert len(drawn) > 45
+        for arch in drawn:
+            module.to_sample(arch)
+
+
+def test_costs_are_those_of_the_tables() -> None:
+    with gzip.open(data("nasbench_macro_dev.csv.gz"), "rt") as file:
+        for row in list(csv.DictReader(file))[::800]:
+            model = nasbench_macro.build(row["arch"], channels=32)
+            assert num_parameters(model) == int(row["params"])
+            assert multiply_adds(model, (3, 32, 32)) == int(row["macs"])
+    with gzip.open(data("nasbench201_dev.csv.gz"), "rt") as file:
+        row = list(csv.DictReader(file))[1234]
+        assert num_parameters(nasbench201.build(row["arch"], num_modules_per_stack=5)) == int(row["params"])
+
+
+# ---- tables and draws ---------------------------------------------------------------------------------
+
+
+def test_read_table_plain_and_compressed(tmp_path: Path) -> None:
+    plain = write(tmp_path / "table.csv", [(DENSE, 93.5), (DEAD, 10.0)])
+    entries = benchmark.read_table(plain, nasbench201.to_sample)
+    assert [(entry.arch, entry.accuracy) for entry in entries] == [(DENSE, 93.5), (DEAD, 10.0)]
+    packed = tmp_path / "table.csv.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    assert benchmark.read_table(packed, nasbench201.to_sample) == entries
+
+
+@pytest.mark.parametrize(
+    ("rows", "header", "message"),
+    [
+        ([("11111111", 50)], "arch,accuracy", "no column 'cifar10_test'; its columns are arch, accuracy"),
+        ([("11111111", 50)], "name,cifar10_test", "no column 'arch'"),
+        ([("11111111", 50), ("11111113", 50)], None, "line 3: '11111113' is not eight digits"),
+        ([("11111111", 50), ("00000000", 1), ("11111111", 50)], None, "line 4: '11111111' was already named in line 2"),
+        ([("11111111", 101)], None, "cifar10_test is '101'; it must be a percentage from 0 to 100"),
+        ([("11111111", -1)], None, "percentage"),
+        ([("11111111", "nan")], None, "percentage"),
+        ([("11111111", "good")], None, "percentage"),
+        ([], None, "names no architecture"),
+    ],
+)
+def test_bad_tables(tmp_path: Path, rows: list[tuple[str, object]], header: str | None, message: str) -> None:
+    path = write(tmp_path / "table.csv", rows, header or "arch,cifar10_test")
+    with pytest.raises(ConfigError, match=message):
+        benchmark.read_table(path, nasbench_macro.to_sample)
+
+
+def test_unreadable_tables(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the table"):
+        benchmark.read_table(tmp_path / "missing.csv", nasbench_macro.to_sample)
+    (tmp_path / "broken.csv.gz").write_bytes(b"not gzip")
+    with pytest.raises(ConfigError, match="cannot read the table"):
+        benchmark.read_table(tmp_path / "broken.csv.gz", nasbench_macro.to_sample)
+
+
+def test_draws_are_disjoint_from_what_is_excluded() -> None:
+    entries = [benchmark.Entry(str(index), 50.0) for index in range(100)]
+    chosen = benchmark.draw(entries, 60, seed=1)
+    assert benchmark.draw(entries, 60, seed=1) == chosen
+    unseen = benchmark.draw(entries, 40, seed=2, exclude=[(1, 60)])
+    assert {entry.arch for entry in chosen} | {entry.arch for entry in unseen} == {str(index) for index in range(100)}
+    with pytest.raises(ConfigError, match=r"sample is 41; it must be from 3 to 40, .* less 60 excluded ones"):
+        benchmark.draw(entries, 41, seed=2, exclude=[(1, 60)])
+    with pytest.raises(ConfigError, match="sample is 101; it must be from 3 to 100, the architectures of the table$"):
+        benchmark.draw(entries, 101, seed=0)
+
+
+# ---- statistics ---------------------------------------------------------------------------------------
+
+
+def test_correlations_by_counting() -> None:
+    rng = np.random.default_rng(0)
+    accuracies = rng.uniform(80, 95, 30)
+    scores = accuracies + rng.normal(size=30)
+    found = benchmark.correlate(scores, accuracies, 90)
+    concordant = sum(
+        math.copysign(1, (scores[i] - scores[j]) * (accuracies[i] - accuracies[j])) for i in range(30) for j in range(i)
+    )
+    assert found.kendall == pytest.approx(concordant / (30 * 29 / 2))
+
+    def ranks(values: np.ndarray) -> np.ndarray:
+        return np.array([(values < value).sum() for value in values])
+
+    assert found.spearman == pytest.approx(np.corrcoef(ranks(scores), ranks(accuracies))[0, 1])
+    above = accuracies >= 90
+    assert found.top == pytest.approx(np.corrcoef(ranks(scores[above]), ranks(accuracies[above]))[0, 1])
+    assert found.chosen == pytest.approx(np.mean([a for _, a in sorted(zip(scores, accuracies, strict=True))[-3:]]))
+    assert math.isnan(benchmark.correlate(scores, accuracies, 99).top)
+    assert math.isnan(benchmark.correlate(np.ones(30), accuracies, 90).spearman)
+
+
+def test_bootstrap_intervals_hold_the_value_and_are_reproducible() -> None:
+    rng = np.random.default_rng(0)
+    accuracies = rng.uniform(80, 95, 60)
+    scores = accuracies + 2 * rng.normal(size=60)
+    intervals = benchmark.bootstrap(scores, accuracies, 90, 100)
+    assert intervals == benchmark.bootstrap(scores, accuracies, 90, 100)
+    low, high = intervals["spearman"]
+    assert low < benchmark.correlate(scores, accuracies, 90).spearman < high < 1
+
+
+# ---- the command --------------------------------------------------------------------------------------
+
+ARCHS = ["00000000", "22222222", "11111111", "01201201", "21021021"]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    array = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", images=array)
+    return tmp_path / "images.npz"
+
+
+def command(tmp_path: Path, images: Path, *more: str) -> list[str]:
+    table = tmp_path / "table.csv"
+    if not table.exists():
+        write(table, [(arch, 85 + 2 * index) for index, arch in enumerate(ARCHS)])
+    arguments = {
+        "--benchmark": "nasbench_macro",
+        "--table": str(table),
+        "--images": str(images),
+        "--sample": "4",
+        "--batch": "8",
+        "--references": "3",
+        "--resamples": "10",
+        "--out": str(tmp_path / "out"),
+    }
+    return [part for pair in arguments.items() for part in pair] + list(more)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("NNI_CSSNAS_CACHE", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_run_its_files_and_its_resumption(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert benchmark.main(command(tmp_path, images)) == 0
+    printed = capsys.readouterr().out
+    for name in ("untrained", *benchmark.COMPONENTS, "params", "macs", "Spearman", "Kendall"):
+        assert name in printed
+    out = tmp_path / "out"
+    assert (out / "scatter.png").read_bytes().startswith(b"\x89PNG")
+    whole = (out / "scores.csv").read_text()
+    rows = list(csv.DictReader((out / "scores.csv").open()))
+    assert len(rows) >= 4
+    summary = {row["score"]: row for row in csv.DictReader((out / "summary.csv").open())}
+    assert -1 <= float(summary["untrained"]["spearman"]) <= 1
+
+    # Killed in the middle of the last row: only that one is scored again, to the same bits.
+    (out / "scores.csv").write_text(whole[: len(whole) - 40])
+    scored = []
+    monkeypatch.setattr(
+        benchmark.Scorer, "components", lambda self, arch, f=benchmark.Scorer.components: scored.append(arch) or f(self, arch)
+    )
+    assert benchmark.main(command(tmp_path, images)) == 0
+    assert scored == [rows[-1]["arch"]]
+    again = list(csv.DictReader((out / "scores.csv").open()))
+    strip = [{key: value for key, value in row.items() if key != "seconds"} for row in again]
+    assert strip == [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    capsys.readouterr()
+
+    # Other settings must not be mixed in.
+    assert benchmark.main(command(tmp_path, images, "--batch", "6")) == 2
+    assert "holds scores of other settings: batch was 8 and is 6; give another --out" in capsys.readouterr().err
+
+
+def test_only_what_is_asked_for_is_measured(tmp_path: Path, images: Path) -> None:
+    assert benchmark.main(command(tmp_path, images, "--scores", "jacov", "macs")) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
+    assert set(rows[0]) == {"arch", "jacov", "params", "macs", "seconds"}
+    assert len(rows) == 4
+    assert benchmark.components_of(["untrained"]) == tuple(n for n in benchmark.COMPONENTS if n in benchmark.DEFAULT_WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--sample", "9"], "sample is 9; it must be from 3 to 5"),
+        (["--scores", "jacof"], "unknown score 'jacof'; did you mean 'jacov'"),
+        (["--table", "missing.csv"], "cannot read the table missing.csv"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--batch", "99"], "99"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert benchmark.main(command(tmp_path, images, *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_settings_of_another_run_raise(tmp_path: Path) -> None:
+    benchmark.Rows(tmp_path, ["arch", "a"], {"x": 1})
+    with pytest.raises(ExperimentError, match="x was 1 and is 2"):
+        benchmark.Rows(tmp_path, ["arch", "a"], {"x": 2})
+
+
+@pytest.mark.slow
+def test_from_the_command_line_without_noise(tmp_path: Path, images: Path) -> None:
+    script = str(BENCHMARKS / "rank_correlation.py")
+    done = subprocess.run(
+        [sys.executable, script, *command(tmp_path, images, "--scores", "macs", "--resamples", "0")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert "Warning" not in done.stderr
+    assert "nasbench_macro: 4 architectures" in done.stdout
