@@ -24,8 +24,33 @@ __all__ = [
     "ImagesConfig",
     "ProxyConfig",
     "SpaceConfig",
+    "UntrainedConfig",
     "ViewsConfig",
 ]
+
+UNTRAINED_COMPONENTS = (
+    "effective_macs",
+    "expressivity",
+    "resolution_expressivity",
+    "progressivity",
+    "continuity",
+    "nonlinearity",
+    "jacov",
+    "naswot",
+    "swap",
+    "gradient_flow",
+    "zico",
+)
+"""What can be measured of an untrained network; see :mod:`nni_cssnas.scores.untrained`."""
+
+DEFAULT_WEIGHTS = {
+    "effective_macs": 1.0,
+    "resolution_expressivity": 1.0,
+    "jacov": 1.0,
+    "continuity": 0.5,
+    "nonlinearity": 0.5,
+}
+"""What the default score is made of: how much each log-rank counts."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -202,9 +227,33 @@ class ContrastiveConfig(Section):
         return self
 
 
+class UntrainedConfig(Section):
+    """Statistics of the untrained network on contrastive views, combined by their log-ranks.
+
+    ``weights`` says how much the log-rank of each component counts (names in
+    :data:`nni_cssnas.scores.untrained.UNTRAINED_SCORES`); ranks are taken among ``references`` architectures
+    drawn from the space once. ``criterion_weight`` is that of the contrastive criterion in a ``combined`` score.
+    """
+
+    weights: dict[str, Annotated[float, Field(gt=0)]] = DEFAULT_WEIGHTS
+    batch_size: int = Field(64, ge=4)
+    references: int = Field(64, ge=8)
+    criterion_weight: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.weights:
+            raise ValueError("weights is empty; name at least one component")
+        for name in self.weights:
+            if name not in UNTRAINED_COMPONENTS:
+                raise ValueError(f"unknown component {name!r} in weights{nearest(name, UNTRAINED_COMPONENTS)}")
+        return self
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     # METHOD: the values of the reference implementation of arXiv:2102.10557.
     "paper": {
+        "score": "contrastive",
         "space": {"arguments": {"num_nodes": 5, "num_cells": 8, "channels": 32, "output_nodes": "last4"}},
         "contrastive": {
             "criterion": "loss",
@@ -260,17 +309,20 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ProxyConfig(Section):
     """All of ``proxy.yml``.
 
+    ``score`` is what is maximised: see :mod:`nni_cssnas.proxy`.
     ``seed`` is the experiment's: a trial's own seed is derived from it and from the architecture, so
     neither order nor resuming changes a score. ``threads`` 0 takes the trial's share of the cores.
     """
 
     preset: Literal["paper", "gpu", "cpu"] = "cpu"
+    score: Literal["untrained", "contrastive", "combined"] = "untrained"
     seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(0, ge=0)
     space: SpaceConfig = SpaceConfig()
     images: ImagesConfig = ImagesConfig()
     views: ViewsConfig = ViewsConfig()
+    untrained: UntrainedConfig = UntrainedConfig()
     contrastive: ContrastiveConfig = ContrastiveConfig()
 
     def __init__(self, **values: Any) -> None:

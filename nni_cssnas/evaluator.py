@@ -11,8 +11,7 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,50 +21,22 @@ import torch
 from nni.nas.evaluator import Evaluator
 from torch import nn
 
-from nni_cssnas.config import ImagesConfig, ProxyConfig
+from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError
-from nni_cssnas.images.sources import load_images
-from nni_cssnas.images.views import make_views
+from nni_cssnas.proxy import Candidate, Proxy, ProxyResult, References, candidate_seed, references_of
 from nni_cssnas.results.records import TrialRecord, write_atomically
-from nni_cssnas.scores.contrastive import check_images, train_contrastive
-from nni_cssnas.scores.cost import multiply_adds, num_parameters
-from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
-from nni_cssnas.spaces.backbone import Backbone
+from nni_cssnas.spaces.factory import make_space
 
-__all__ = ["ProxyEvaluator", "ProxyResult"]
-
-
-@dataclass(frozen=True)
-class ProxyResult:
-    """What the proxy says of one architecture.
-
-    Attributes
-    ----------
-    score
-        What is maximised.
-    components
-        Every number measured, by name: ``loss``, ``drop``, ``held_out`` (if images were held out),
-        ``params``, ``macs``, ``seconds``, ``images_per_second``.
-    epoch_losses
-        Mean training loss of each epoch.
-    """
-
-    score: float
-    components: dict[str, float]
-    epoch_losses: tuple[float, ...]
-
-    def metric(self) -> dict[str, float]:
-        """NNI's final metric: ``default`` is the score, the rest shows in the portal for each trial."""
-        return {"default": self.score, **self.components}
+__all__ = ["ProxyEvaluator"]
 
 
 @nni.trace
 class ProxyEvaluator(Evaluator):  # type: ignore[misc]
     """Judge a network without labels, as ``proxy.yml`` says.
 
-    Life cycle: NNI calls :meth:`_execute` with an architecture, which seeds torch, builds the network and
-    calls :meth:`evaluate`. That loads the images (once per process), checks everything that can be checked,
-    scores, and reports to NNI where NNI runs it.
+    Life cycle: NNI calls :meth:`_execute` with an architecture. That opens the trial's record, checks everything that
+    can be checked, builds the network under the architecture's own seed, scores it (:mod:`nni_cssnas.proxy`) and
+    reports to NNI where NNI runs it.
 
     Parameters
     ----------
@@ -94,89 +65,74 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         else:
             raise ConfigError(f"config is {config!r}; give the path of a proxy.yml, a mapping or a ProxyConfig")
         self.record_dir = Path(record_dir) if record_dir is not None else None
+        self._judge: Proxy | None = None
 
     def _execute(self, model: Any) -> float:
-        """NNI's hook: build the network of an architecture under the architecture's own seed, then evaluate it."""
-        sample = dict(model.sample)
-        seed = candidate_seed(self.config, sample)
-
-        def build() -> nn.Module:
-            return model.executable_model()  # type: ignore[no-any-return]
-
-        return self.run(build, sample, seed).score
+        """NNI's hook: judge an architecture that a strategy of ``NasExperiment`` has sampled."""
+        # NNI has two forms of a space: RawFormatModelSpace holds it, SimplifiedModelSpace the recipe for it.
+        space = model.model_space if hasattr(model, "model_space") else model.model.get(traceable=False)
+        return self.run(model.executable_model, dict(model.sample), space).score
 
     def evaluate(self, model: nn.Module) -> float:
-        """Score a network as it is and report to NNI where NNI runs this; gives the score."""
-        return self.run(lambda: model, {}, self.config.seed).score
+        """Judge a network as it is and report to NNI where NNI runs this; gives the score."""
+        return self.run(lambda: model, {}).score
 
-    def run(self, build: Callable[[], nn.Module], parameters: dict[str, Any], seed: int) -> ProxyResult:
-        """Build a network, score it, report and record; see the class.
+    def run(self, build: Callable[[], nn.Module], parameters: dict[str, Any], space: Any = None) -> ProxyResult:
+        """Judge one architecture, report to NNI and write its record.
+
+        Parameters
+        ----------
+        build
+            Gives the network; called once.
+        parameters
+            The choices that name the architecture.
+        space
+            The model space, from which reference architectures are drawn; by default that of the config.
 
         Raises
         ------
         CssnasError
             Whatever makes the trial fail; it is in the record and in ``error.txt`` too.
         """
-        journal = _Journal(self._record_folder(seed), parameters, seed, self.config)
-        with journal:
-            images, device = self._prepare()
-            journal.note(environment=_environment(device))
-            with seeded(seed):
-                model = build()
+        seed = candidate_seed(self.config, parameters)
+        with _Journal(self._record_folder(seed), parameters, seed, self.config) as journal:
+            proxy = self._proxy(space)
+            journal.note(environment=_environment(proxy.device))
+            model = proxy.build(Candidate(build, seed))
             genotype = getattr(model, "genotype", None)
             journal.note(genotype=None if genotype is None else genotype.to_dict())
-            result = self._score(model, images, device, seed, journal)
+            losses: list[float] = []
+
+            def on_epoch(epoch: int, loss: float) -> None:
+                losses.append(loss)
+                journal.note(epoch_losses=losses)
+                if _inside_nni():
+                    nni.report_intermediate_result(loss)
+
+            result = proxy.score(model, seed, on_epoch)
             journal.note(status="succeeded", score=result.score, components=result.components)
         if _inside_nni():
             nni.report_final_result(result.metric())
         return result
+
+    def _proxy(self, space: Any) -> Proxy:
+        """The judge, ready to work; kept, for a sequential NasExperiment judges many candidates in one process."""
+        references: References | None = None
+        if self.config.score != "contrastive":
+            space = make_space(self.config.space) if space is None else space
+            references = references_of(space, self.config)
+        key = references.key if references else None
+        if self._judge is None or (self._judge.references and self._judge.references.key) != key:
+            proxy = Proxy(self.config, references)
+            proxy.prepare()
+            self._judge = proxy
+        return self._judge
 
     def _record_folder(self, seed: int) -> Path | None:
         if self.record_dir is not None:
             return self.record_dir / f"candidate-{seed:014x}"
         folder = os.environ.get("NNI_OUTPUT_DIR")
         return Path(folder) if folder else None
-
-    def _prepare(self) -> tuple[torch.Tensor, torch.device]:
-        """Everything that can be wrong is found here, before a network is built."""
-        config = self.config
-        device = resolve_device(config.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        images = _images(config.images, config.contrastive.batch_size)
-        check_images(len(images), config.contrastive)
-        return images, device
-
-    def _score(
-        self, model: nn.Module, images: torch.Tensor, device: torch.device, seed: int, journal: _Journal
-    ) -> ProxyResult:
-        config = self.config
-        size = config.views.input_size or config.images.size
-        backbone = Backbone(model, size, config.space.classifier)
-        losses: list[float] = []
-
-        def on_epoch(epoch: int, loss: float) -> None:
-            losses.append(loss)
-            journal.note(epoch_losses=losses)
-            if _inside_nni():
-                nni.report_intermediate_result(loss)
-
-        costs = {
-            "params": float(num_parameters(backbone)),
-            "macs": float(multiply_adds(backbone, (3, size, size))),
-        }
-        trained = train_contrastive(
-            backbone,
-            images,
-            config.contrastive,
-            views=make_views(config.views, size),
-            seed=seed,
-            data_seed=config.seed,
-            device=device,
-            on_epoch=on_epoch,
-        )
-        components = trained.components | costs
-        return ProxyResult(trained.score(config.contrastive.criterion), components, trained.epoch_losses)
 
 
 class _Journal:
@@ -203,8 +159,9 @@ class _Journal:
         if self.folder is not None:
             self.record.write(self.folder)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Journal:
         self.note()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -218,17 +175,6 @@ class _Journal:
                     self.folder / "error.txt", f"{self.record.error}\n\narchitecture: {architecture}\n\n{story}"
                 )
         self.note(duration=time.perf_counter() - self.start)
-
-
-def candidate_seed(config: ProxyConfig, parameters: Mapping[str, Any]) -> int:
-    """The seed of one architecture's weights: the experiment's seed and the architecture's content."""
-    return derive_seed(config.seed, json.dumps(dict(parameters), sort_keys=True, default=str))
-
-
-@lru_cache(maxsize=1)
-def _images(config: ImagesConfig, batch_size: int) -> torch.Tensor:
-    """The images, once per process: a sequential NasExperiment evaluates many candidates in one."""
-    return load_images(config, min_images=batch_size)
 
 
 def _inside_nni() -> bool:

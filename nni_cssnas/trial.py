@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import numpy as np
         import torch
 
-        from nni_cssnas.evaluator import ProxyEvaluator, candidate_seed
+        from nni_cssnas.evaluator import ProxyEvaluator
         from nni_cssnas.spaces import decode, make_space, random_parameters
 
         torch.set_num_threads(threads)
@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parameters = random_parameters(space, np.random.default_rng())
             print(f"outside of NNI: scoring the random architecture {parameters}")
         sample = decode(space, parameters)
-        evaluator = ProxyEvaluator(config)
-        result = evaluator.run(lambda: space.freeze(sample), parameters, candidate_seed(config, parameters))
+        result = ProxyEvaluator(config).run(lambda: space.freeze(sample), parameters, space)
     except CssnasError as error:
         # The whole story is in error.txt beside the record; this line is what trial.stderr shows first.
         print(f"nni_cssnas: {type(error).__name__}: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ import yaml
 
 from nni_cssnas import CellSpace, ProxyConfig, ProxyEvaluator
 from nni_cssnas.errors import ConfigError, DeviceError, DivergenceError, ExperimentError, ImagesError
-from nni_cssnas.evaluator import candidate_seed
+from nni_cssnas.proxy import candidate_seed
 from nni_cssnas.results.records import read_records
 from nni_cssnas.spaces import random_parameters
 
@@ -22,6 +22,7 @@ ARGUMENTS = {"num_nodes": 4, "num_cells": 3, "channels": 4}
 
 def config(**values: Any) -> ProxyConfig:
     defaults: dict[str, Any] = {
+        "score": "contrastive",
         "space": {"arguments": ARGUMENTS},
         "images": {"num_images": 40},
         "views": {"input_size": 16},
@@ -35,7 +36,7 @@ def config(**values: Any) -> ProxyConfig:
 def score(settings: ProxyConfig, parameters: dict[str, Any], folder: Path | None = None) -> float:
     space = CellSpace(**ARGUMENTS)
     evaluator = ProxyEvaluator(settings, record_dir=folder)
-    return evaluator.run(lambda: space.freeze(parameters), parameters, candidate_seed(settings, parameters)).score
+    return evaluator.run(lambda: space.freeze(parameters), parameters, space).score
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,21 @@ def samples() -> list[dict[str, Any]]:
     return [random_parameters(space, rng) for _ in range(3)]
 
 
-@pytest.mark.parametrize("backend", ["batched", "lightly"])
-def test_neither_order_nor_repetition_changes_a_score(samples: list[dict[str, Any]], backend: str) -> None:
-    settings = config(views={"backend": backend, "input_size": 16})
+SMALL = {"batch_size": 16, "references": 8}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"score": "contrastive"},
+        {"score": "contrastive", "views": {"backend": "lightly"}},
+        {"score": "untrained", "untrained": SMALL},
+        {"score": "combined", "untrained": SMALL},
+    ],
+    ids=lambda values: f"{values['score']}-{values.get('views', {}).get('backend', 'batched')}",
+)
+def test_neither_order_nor_repetition_changes_a_score(samples: list[dict[str, Any]], values: dict[str, Any]) -> None:
+    settings = config(**values)
     forward = [score(settings, parameters) for parameters in samples]
     torch.manual_seed(99)
     backward = [score(settings, parameters) for parameters in reversed(samples)]
@@ -61,13 +74,61 @@ def test_another_process_gives_the_same_score(samples: list[dict[str, Any]], tmp
     torch.set_num_threads(1)
     here = score(settings, samples[0])
     code = (
-        "import json, sys; from nni_cssnas import *; from nni_cssnas.evaluator import candidate_seed\n"
+        "import json, sys; from nni_cssnas import *\n"
         "c, p = ProxyConfig(**json.loads(sys.argv[1])), json.loads(sys.argv[2]); s = CellSpace(**c.space.arguments)\n"
-        "print(repr(ProxyEvaluator(c).run(lambda: s.freeze(p), p, candidate_seed(c, p)).score))"
+        "print(repr(ProxyEvaluator(c).run(lambda: s.freeze(p), p, s).score))"
     )
     command = [sys.executable, "-c", code, settings.model_dump_json(), json.dumps(samples[0])]
     there = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(there.stdout.split()[-1]) == here
+
+
+def test_scores_of_untrained_networks_train_nothing(samples: list[dict[str, Any]], tmp_path: Path) -> None:
+    settings = config(score="untrained", untrained=SMALL)
+    assert score(settings, samples[0], tmp_path) <= 0
+    (record,) = read_records(tmp_path)
+    assert not record.epoch_losses
+    assert set(settings.untrained.weights) | {"params", "macs"} == set(record.components)
+
+
+def test_combined_scores_have_every_component_and_rank_them_all(samples: list[dict[str, Any]], tmp_path: Path) -> None:
+    settings = config(score="combined", untrained=SMALL)
+    value = score(settings, samples[0], tmp_path)
+    (record,) = read_records(tmp_path)
+    assert set(settings.untrained.weights) | {"params", "macs", "loss", "drop"} <= set(record.components)
+    # The same from its parts: log-rank sum of the untrained components and of the criterion.
+    alone = score(config(score="untrained", untrained=SMALL), samples[0])
+    assert value <= alone <= 0
+    assert len(record.epoch_losses) == 2
+
+
+def test_references_are_drawn_once_and_a_damaged_file_is_made_anew(
+    samples: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NNI_CSSNAS_CACHE", str(tmp_path))
+    settings = config(score="untrained", untrained=SMALL)
+    first = score(settings, samples[0])
+    (path,) = (tmp_path / "references").glob("*.json")
+    text = path.read_text()
+    path.write_text(text[: len(text) // 2])
+    assert score(settings, samples[0]) == first
+    assert path.read_text() == text
+    stamp = path.stat().st_mtime_ns
+    assert score(settings, samples[1]) != first
+    assert path.stat().st_mtime_ns == stamp
+    assert score(config(score="untrained", untrained=SMALL, seed=1), samples[0]) != first
+    assert len(list((tmp_path / "references").glob("*.json"))) == 2
+
+
+def test_references_that_cannot_be_kept_are_said(
+    samples: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(score="untrained", untrained=SMALL)
+    kept = score(settings, samples[0])
+    monkeypatch.setenv("NNI_CSSNAS_CACHE", str(tmp_path))
+    (tmp_path / "references").write_text("not a folder")
+    with pytest.warns(UserWarning, match=r"cannot be kept.*NNI_CSSNAS_CACHE"):
+        assert score(settings, samples[0]) == kept
 
 
 def test_the_record_holds_everything(samples: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -96,7 +157,7 @@ def test_other_spaces_are_scored_too(name: str) -> None:
     space = make_space(settings.space)
     sample: dict[str, Any] = {}
     space.random(sample, random_state=np.random.RandomState(0))
-    result = ProxyEvaluator(settings).run(lambda: space.freeze(sample), {}, 0)
+    result = ProxyEvaluator(settings).run(lambda: space.freeze(sample), {}, space)
     assert np.isfinite(result.score)
 
 
@@ -126,14 +187,14 @@ def test_an_unwritable_folder_stops_before_the_work(
     samples: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("nni_cssnas.evaluator.load_images", lambda *_, **__: pytest.fail("worked before it looked"))
+    monkeypatch.setattr("nni_cssnas.proxy.load_images", lambda *_, **__: pytest.fail("worked before it looked"))
     with pytest.raises(ExperimentError, match="make the folder writable"):
         score(config(), samples[0], tmp_path / "file")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cuda_is_refused_before_the_work(samples: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nni_cssnas.evaluator.load_images", lambda *_, **__: pytest.fail("worked before it looked"))
+    monkeypatch.setattr("nni_cssnas.proxy.load_images", lambda *_, **__: pytest.fail("worked before it looked"))
     with pytest.raises(DeviceError, match="device: cpu"):
         score(config(device="cuda"), samples[0])
 

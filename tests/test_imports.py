@@ -21,6 +21,7 @@ ALLOWED = {
     "spaces": {"config", "genotype", "spaces"},
     "results": {"genotype", "results"},
     "tuners": {"tuners"},
+    "proxy": {"config", "images", "scores", "spaces", "results"},
     "pairing": set(),
     "launch": {"tuners"},
 }

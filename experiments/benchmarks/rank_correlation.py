@@ -38,7 +38,7 @@ from scipy.stats import kendalltau, spearmanr
 
 from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError, nearest
 from nni_cssnas.scores.combine import ReferenceSet
-from nni_cssnas.scores.untrained import DEFAULT_WEIGHTS, UNTRAINED_SCORES
+from nni_cssnas.scores.untrained import DEFAULT_WEIGHTS, PAIR_SCORES, UNTRAINED_SCORES
 
 ACCURACY = "cifar10_test"
 BENCHMARKS = ("nasbench201", "nasbench_macro")
@@ -217,20 +217,21 @@ class Scorer:
 
     def components(self, arch: str) -> dict[str, float]:
         """Every component of an architecture, and ``seconds``."""
-        from nni_cssnas.scores.untrained import initialise, untrained_scores
+        from nni_cssnas.scores.untrained import average_scores
         from nni_cssnas.spaces.backbone import inspect
 
         start = time.perf_counter()
         network = self.benchmark.build(arch)
-        initialise(network, self.seed)
         structure = inspect(network, self.size)
-        result = untrained_scores(
-            network,
-            *self.views,
-            stages=[stage.name for stage in structure.stages],
-            classifier=structure.classifier,
-            components=self.names,
-        )
+        where: dict[str, Any] = {
+            "stages": [stage.name for stage in structure.stages],
+            "classifier": structure.classifier,
+        }
+        single = [name for name in self.names if name not in PAIR_SCORES]
+        result = average_scores(network, [(view,) for view in self.views], self.seed, components=single, **where)
+        pairs = [name for name in self.names if name in PAIR_SCORES]
+        if pairs:
+            result |= average_scores(network, [self.views], self.seed, components=pairs, **where)
         result["seconds"] = time.perf_counter() - start
         return result
 

@@ -25,7 +25,9 @@ from nni_cssnas.scores.cost import evaluation_mode, multiply_adds
 
 __all__ = [
     "DEFAULT_WEIGHTS",
+    "PAIR_SCORES",
     "UNTRAINED_SCORES",
+    "average_scores",
     "contrastive_loss",
     "distinct_patterns",
     "entropy",
@@ -58,6 +60,9 @@ UNTRAINED_SCORES = (
     "zico",
 )
 """The components of :func:`untrained_scores`."""
+
+PAIR_SCORES = frozenset({"gradient_flow", "zico"})
+"""Components that compare the two views of an image."""
 
 DEFAULT_WEIGHTS = {
     "effective_macs": 1.0,
@@ -149,20 +154,19 @@ def jacov(gradients: Tensor, epsilon: float = 1e-5) -> float:
     return float(-(values.log() + 1 / values).sum())
 
 
-def naswot(codes: Tensor) -> float:
+def naswot(codes: Tensor, ridge: float = 1e-3) -> float:
     """Log-determinant of the agreement kernel of binary codes (NASWOT, arXiv:2006.04647).
 
     Parameters
     ----------
     codes
         bool, (n, activations): whether the activation is on (its input is above 0).
-
-    Returns
-    -------
-    float
-        Minus infinity where two images have equal codes.
+    ridge
+        Added to the diagonal, which holds the number of activations: of no account but where two images
+        have equal codes, whose determinant would be 0.
     """
-    return _log_determinant(_agreement(codes))
+    kernel = _agreement(codes) + ridge * torch.eye(codes.shape[0], dtype=torch.float64)
+    return float(torch.linalg.slogdet(kernel)[1])
 
 
 def distinct_patterns(codes: Tensor) -> int:
@@ -348,8 +352,8 @@ def untrained_scores(
     model
         A frozen network, as initialised (:func:`initialise`).
     views0, views1
-        (batch, 3, size, size), normalised. Without ``views1`` all is measured on ``views0``, and the
-        contrastive loss is taken between the halves of the batch.
+        (batch, 3, size, size), normalised. ``views1`` may be left out where no component compares the
+        views (``gradient_flow`` and ``zico`` do).
     stages
         Names of the modules whose outputs are the stages, in order (``nni_cssnas.spaces.backbone.inspect``).
     classifier
@@ -374,7 +378,7 @@ def untrained_scores(
     Raises
     ------
     ConfigError
-        If a component is unknown, the views differ in shape, or are fewer than 4.
+        If a component is unknown or needs the second view, the views differ in shape, or are fewer than 4.
     SpaceError
         If a stage gives no features.
     """
@@ -390,6 +394,8 @@ def untrained_scores(
     if not stages:
         raise ConfigError("stages is empty; name the modules whose outputs are the stages")
     wanted = set(components)
+    if views1 is None and wanted & PAIR_SCORES:
+        raise ConfigError(f"{min(wanted & PAIR_SCORES)} compares two views, and only one is given")
     with evaluation_mode(model, batch_statistics=True), torch.enable_grad():
         passes = [_measure(model, view, stages, classifier, wanted) for view in views]
         if any(_is_dead(item) for item in passes):
@@ -406,12 +412,51 @@ def untrained_scores(
             "naswot": lambda: naswot(torch.cat([item.codes for item in passes])),
             "swap": lambda: float(distinct_patterns(passes[0].codes[:SWAP_IMAGES])),
         }
-        if wanted & {"gradient_flow", "zico"}:
+        if wanted & PAIR_SCORES:
             halves = _weight_gradients(model, passes, classifier)
             values["gradient_flow"] = lambda: gradient_flow([(a + b) / 2 for a, b in zip(*halves, strict=True)])
             values["zico"] = lambda: zico(*halves)
         result = {name: values[name]() for name in components}
     return dict.fromkeys(components, WORST) if is_dead(list(result.values())) else result
+
+
+def average_scores(
+    model: nn.Module,
+    draws: Sequence[Sequence[Tensor]],
+    seed: int,
+    *,
+    stages: Sequence[str],
+    classifier: str | None = None,
+    components: Sequence[str] = tuple(DEFAULT_WEIGHTS),
+) -> dict[str, float]:
+    """Mean of :func:`untrained_scores` over several initialisations, each with views of its own.
+
+    Parameters
+    ----------
+    model
+        A frozen network; its weights are drawn anew (:func:`initialise`).
+    draws
+        The views of each initialisation, one or two. ``[(views0,), (views1,)]`` costs as much as one
+        initialisation with both views and depends less on the luck of a weight.
+    seed
+        Draw i is initialised with a seed derived from ``seed`` and i.
+    stages, classifier, components
+        As for :func:`untrained_scores`.
+
+    Returns
+    -------
+    dict of str to float
+        All :data:`~nni_cssnas.scores.combine.WORST` if one draw is dead.
+    """
+    if not draws:
+        raise ConfigError("draws is empty; give the views of at least one initialisation")
+    found = []
+    for index, views in enumerate(draws):
+        initialise(model, seed * 1_009 + index)
+        found.append(untrained_scores(model, *views, stages=stages, classifier=classifier, components=components))
+    if any(is_dead(list(scores.values())) for scores in found):
+        return dict.fromkeys(components, WORST)
+    return {name: _mean(scores[name] for scores in found) for name in components}
 
 
 def _mean(values: Iterator[float]) -> float:
@@ -531,10 +576,7 @@ def _weight_gradients(
     """Gradients of the contrastive loss on two halves of the batch, for the weights of all layers but the classifier."""
     ignored = {id(p) for p in model.get_submodule(classifier).parameters()} if classifier is not None else set()
     weights = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad and id(p) not in ignored]
-    features0, features1 = passes[0].features, passes[-1].features
-    if len(passes) == 1:
-        half = features0.shape[0] // 2
-        features0, features1 = features0[:half], features0[half : 2 * half]
+    features0, features1 = passes[0].features, passes[1].features
     half = features0.shape[0] // 2
     halves = []
     for part in (slice(0, half), slice(half, 2 * half)):
@@ -574,11 +616,6 @@ def _agreement(codes: Tensor) -> Tensor:
     # With signs one matrix product counts what is on in both and what is off in both; float32 is exact up to 2^24.
     signs = codes.to(torch.float32 if codes.shape[1] < 2**24 else torch.float64) * 2 - 1
     return ((codes.shape[1] + signs @ signs.T) / 2).double().cpu()
-
-
-def _log_determinant(matrix: Tensor) -> float:
-    sign, value = torch.linalg.slogdet(matrix)
-    return float(value) if float(sign) > 0 else -math.inf
 
 
 def _finite(matrix: Tensor) -> Tensor:

@@ -60,7 +60,14 @@ def test_nasbench201_sample() -> None:
 
 @pytest.mark.parametrize(
     "arch",
-    ["", "|none~0|", DENSE[:-1], DENSE.replace("~1", "~2", 1), DENSE.replace("skip_connect", "skip"), DENSE + "+|none~0|"],
+    [
+        "",
+        "|none~0|",
+        DENSE[:-1],
+        DENSE.replace("~1", "~2", 1),
+        DENSE.replace("skip_connect", "skip"),
+        DENSE + "+|none~0|",
+    ],
 )
 def test_nasbench201_refuses(arch: str) -> None:
     with pytest.raises(ValueError, match="is not of the form|unknown operation"):
@@ -237,7 +244,9 @@ def test_a_run_its_files_and_its_resumption(
     (out / "scores.csv").write_text(whole[: len(whole) - 40])
     scored = []
     monkeypatch.setattr(
-        benchmark.Scorer, "components", lambda self, arch, f=benchmark.Scorer.components: scored.append(arch) or f(self, arch)
+        benchmark.Scorer,
+        "components",
+        lambda self, arch, f=benchmark.Scorer.components: scored.append(arch) or f(self, arch),
     )
     assert benchmark.main(command(tmp_path, images)) == 0
     assert scored == [rows[-1]["arch"]]
@@ -256,7 +265,9 @@ def test_only_what_is_asked_for_is_measured(tmp_path: Path, images: Path) -> Non
     rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
     assert set(rows[0]) == {"arch", "jacov", "params", "macs", "seconds"}
     assert len(rows) == 4
-    assert benchmark.components_of(["untrained"]) == tuple(n for n in benchmark.COMPONENTS if n in benchmark.DEFAULT_WEIGHTS)
+    assert benchmark.components_of(["untrained"]) == tuple(
+        n for n in benchmark.COMPONENTS if n in benchmark.DEFAULT_WEIGHTS
+    )
 
 
 @pytest.mark.parametrize(

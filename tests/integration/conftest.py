@@ -18,6 +18,7 @@ from nni_cssnas.results.records import TrialRecord, read_records
 
 PROXY = {
     "preset": "cpu",
+    "score": "contrastive",
     "threads": 1,
     "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
     "images": {"source": "tiles", "num_images": 96},

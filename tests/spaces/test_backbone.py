@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from nni.nas.hub import pytorch as hub
     from nni.mutable import ConstraintViolation
+    from nni.nas.hub import pytorch as hub
 
 from nni_cssnas.errors import SpaceError
 from nni_cssnas.scores.cost import num_parameters
