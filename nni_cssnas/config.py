@@ -28,7 +28,7 @@ __all__ = [
     "ViewsConfig",
 ]
 
-UNTRAINED_COMPONENTS = (
+UNTRAINED_SCORES = (
     "effective_macs",
     "expressivity",
     "resolution_expressivity",
@@ -50,6 +50,7 @@ DEFAULT_WEIGHTS = {
     "continuity": 0.5,
     "nonlinearity": 0.5,
 }
+"""What the default score is made of: how much each log-rank counts."""
 """What the default score is made of: how much each log-rank counts."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -231,7 +232,7 @@ class UntrainedConfig(Section):
     """Statistics of the untrained network on contrastive views, combined by their log-ranks.
 
     ``weights`` says how much the log-rank of each component counts (names in
-    :data:`nni_cssnas.scores.untrained.UNTRAINED_SCORES`); ranks are taken among ``references`` architectures
+    :data:`UNTRAINED_SCORES`); ranks are taken among ``references`` architectures
     drawn from the space once. ``criterion_weight`` is that of the contrastive criterion in a ``combined`` score.
     """
 
@@ -245,8 +246,8 @@ class UntrainedConfig(Section):
         if not self.weights:
             raise ValueError("weights is empty; name at least one component")
         for name in self.weights:
-            if name not in UNTRAINED_COMPONENTS:
-                raise ValueError(f"unknown component {name!r} in weights{nearest(name, UNTRAINED_COMPONENTS)}")
+            if name not in UNTRAINED_SCORES:
+                raise ValueError(f"unknown component {name!r} in weights{nearest(name, UNTRAINED_SCORES)}")
         return self
 
 

@@ -16,16 +16,17 @@ ALLOWED = {
     "errors": set(),
     "config": {"genotype"},
     "genotype": set(),
+    "modules": set(),
     "images": {"config", "images"},
-    "scores": {"config", "images", "scores"},
-    "spaces": {"config", "genotype", "spaces"},
+    "scores": {"config", "images", "modules", "scores"},
+    "spaces": {"config", "genotype", "modules", "spaces"},
     "results": {"genotype", "results"},
     "tuners": {"tuners"},
     "proxy": {"config", "images", "scores", "spaces", "results"},
     "pairing": set(),
     "launch": {"tuners"},
 }
-WITHOUT_NNI = ("errors", "config", "genotype", "images", "scores")
+WITHOUT_NNI = ("errors", "config", "genotype", "modules", "images", "scores")
 
 
 def imports(path: Path) -> set[str]:

@@ -36,9 +36,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from scipy.stats import kendalltau, spearmanr
 
+from nni_cssnas.config import DEFAULT_WEIGHTS, UNTRAINED_SCORES
 from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError, nearest
 from nni_cssnas.scores.combine import ReferenceSet
-from nni_cssnas.scores.untrained import DEFAULT_WEIGHTS, PAIR_SCORES, UNTRAINED_SCORES
+from nni_cssnas.scores.untrained import PAIR_SCORES
 
 ACCURACY = "cifar10_test"
 BENCHMARKS = ("nasbench201", "nasbench_macro")

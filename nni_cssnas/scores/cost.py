@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,33 +13,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from nni_cssnas.errors import ConfigError, SpaceError
+from nni_cssnas.modules import evaluation_mode
 
-__all__ = ["evaluation_mode", "latency", "multiply_adds", "num_parameters"]
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[None]:
-    """Evaluation mode (no dropout, no drop path, no auxiliary head); afterwards all is as before.
-
-    With ``batch_statistics``, batch norm takes the statistics of the batch, as in training, but leaves
-    its running statistics alone.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    norms = [module for module, _ in modes if isinstance(module, nn.modules.batchnorm._NormBase)]
-    tracking = [norm.track_running_stats for norm in norms]
-    try:
-        for module, _ in modes:
-            module.training = False
-        if batch_statistics:
-            for norm in norms:
-                # A training batch norm that tracks nothing does not touch its running statistics.
-                norm.training, norm.track_running_stats = True, False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for norm, track in zip(norms, tracking, strict=True):
-            norm.track_running_stats = track
+__all__ = ["latency", "multiply_adds", "num_parameters"]
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -19,59 +19,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nni_cssnas.config import DEFAULT_WEIGHTS, UNTRAINED_SCORES
 from nni_cssnas.errors import ConfigError, SpaceError, nearest
+from nni_cssnas.modules import evaluation_mode, feature_tensor, pool
 from nni_cssnas.scores.combine import WORST, is_dead
-from nni_cssnas.scores.cost import evaluation_mode, multiply_adds
+from nni_cssnas.scores.cost import multiply_adds
 
 __all__ = [
-    "DEFAULT_WEIGHTS",
     "PAIR_SCORES",
-    "UNTRAINED_SCORES",
     "average_scores",
     "contrastive_loss",
     "distinct_patterns",
     "entropy",
     "expressivity",
-    "feature_tensor",
     "gradient_flow",
     "gram",
     "initialise",
     "jacov",
     "naswot",
     "nonlinearity",
-    "pool",
     "progressivity",
     "similarity",
     "untrained_scores",
     "zico",
 ]
 
-UNTRAINED_SCORES = (
-    "effective_macs",
-    "expressivity",
-    "resolution_expressivity",
-    "progressivity",
-    "continuity",
-    "nonlinearity",
-    "jacov",
-    "naswot",
-    "swap",
-    "gradient_flow",
-    "zico",
-)
-"""The components of :func:`untrained_scores`."""
-
 PAIR_SCORES = frozenset({"gradient_flow", "zico"})
 """Components that compare the two views of an image."""
-
-DEFAULT_WEIGHTS = {
-    "effective_macs": 1.0,
-    "resolution_expressivity": 1.0,
-    "jacov": 1.0,
-    "continuity": 0.5,
-    "nonlinearity": 0.5,
-}
-"""What the default score is made of: how much each log-rank counts."""
 
 SWAP_IMAGES = 16
 """The codes of more images are nearly all distinct: their number then only counts the activations."""
@@ -261,36 +235,6 @@ def zico(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     return math.fsum(total)
 
 
-# ---- features -----------------------------------------------------------------------------------------
-
-
-def feature_tensor(value: Any) -> Tensor | None:
-    """The tensor that a module gives; of several (auxiliary heads, pairs of cells), the last with the most dimensions."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, tuple | list):
-        tensors = [tensor for tensor in map(feature_tensor, value) if tensor is not None]
-        return max(reversed(tensors), key=lambda tensor: tensor.ndim) if tensors else None
-    return None
-
-
-def pool(output: Any) -> Tensor:
-    """Features (batch, C): a map (batch, C, H, W) or tokens (batch, N, C) are averaged.
-
-    Raises
-    ------
-    SpaceError
-        If there is no tensor of 2 to 4 dimensions.
-    """
-    tensor = feature_tensor(output)
-    if tensor is None or tensor.ndim not in (2, 3, 4):
-        found = type(output).__name__ if tensor is None else f"a tensor of shape {tuple(tensor.shape)}"
-        raise SpaceError(f"the network gives {found}; features are (batch, C), (batch, N, C) or (batch, C, H, W)")
-    if tensor.ndim == 4:
-        return tensor.mean((2, 3))
-    return tensor.mean(1) if tensor.ndim == 3 else tensor
-
-
 # ---- one network --------------------------------------------------------------------------------------
 
 
@@ -359,7 +303,7 @@ def untrained_scores(
     classifier
         Name of the module whose input is the features; None if the network gives features.
     components
-        What to measure, of :data:`UNTRAINED_SCORES`. ``gradient_flow`` and ``zico`` need the gradients of the
+        What to measure, of :data:`nni_cssnas.config.UNTRAINED_SCORES`. ``gradient_flow`` and ``zico`` need the gradients of the
         weights and take as long as the others together.
 
     Returns

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from nni_cssnas.errors import SpaceError, nearest
-from nni_cssnas.scores.cost import evaluation_mode
-from nni_cssnas.scores.untrained import feature_tensor, pool
+from nni_cssnas.modules import evaluation_mode, feature_tensor, pool
 
 __all__ = ["Backbone", "Stage", "Structure", "inspect"]
 

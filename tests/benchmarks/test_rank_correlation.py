@@ -70,7 +70,7 @@ def test_nasbench201_sample() -> None:
     ],
 )
 def test_nasbench201_refuses(arch: str) -> None:
-    with pytest.raises(ValueError, match="is not of the form|unknown operation"):
+    with pytest.raises(ValueError, match=r"is not of the form|unknown operation"):
         nasbench201.to_sample(arch)
 
 
@@ -150,7 +150,7 @@ def test_draws_are_disjoint_from_what_is_excluded() -> None:
     assert {entry.arch for entry in chosen} | {entry.arch for entry in unseen} == {str(index) for index in range(100)}
     with pytest.raises(ConfigError, match=r"sample is 41; it must be from 3 to 40, .* less 60 excluded ones"):
         benchmark.draw(entries, 41, seed=2, exclude=[(1, 60)])
-    with pytest.raises(ConfigError, match="sample is 101; it must be from 3 to 100, the architectures of the table$"):
+    with pytest.raises(ConfigError, match=r"sample is 101; it must be from 3 to 100, the architectures of the table$"):
         benchmark.draw(entries, 101, seed=0)
 
 

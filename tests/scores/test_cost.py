@@ -6,7 +6,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nni_cssnas.errors import ConfigError, SpaceError
-from nni_cssnas.scores.cost import evaluation_mode, latency, multiply_adds, num_parameters
+from nni_cssnas.modules import evaluation_mode
+from nni_cssnas.scores.cost import latency, multiply_adds, num_parameters
 
 
 @pytest.mark.parametrize(

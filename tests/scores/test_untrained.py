@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from lightly.loss import NTXentLoss
 from torch import Tensor, nn
 
+from nni_cssnas.config import DEFAULT_WEIGHTS, UNTRAINED_SCORES
 from nni_cssnas.errors import ConfigError, SpaceError
+from nni_cssnas.modules import pool
 from nni_cssnas.scores import untrained
 from nni_cssnas.scores.combine import WORST
 from nni_cssnas.scores.cost import multiply_adds
 from nni_cssnas.scores.untrained import (
-    DEFAULT_WEIGHTS,
     PAIR_SCORES,
-    UNTRAINED_SCORES,
     average_scores,
     contrastive_loss,
     distinct_patterns,
@@ -33,7 +33,6 @@ from nni_cssnas.scores.untrained import (
     jacov,
     naswot,
     nonlinearity,
-    pool,
     progressivity,
     similarity,
     untrained_scores,

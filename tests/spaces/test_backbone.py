@@ -13,9 +13,10 @@ with warnings.catch_warnings():
     from nni.mutable import ConstraintViolation
     from nni.nas.hub import pytorch as hub
 
+from nni_cssnas.config import UNTRAINED_SCORES
 from nni_cssnas.errors import SpaceError
 from nni_cssnas.scores.cost import num_parameters
-from nni_cssnas.scores.untrained import UNTRAINED_SCORES, initialise, untrained_scores
+from nni_cssnas.scores.untrained import initialise, untrained_scores
 from nni_cssnas.spaces.backbone import Backbone, inspect
 
 
