@@ -16,6 +16,7 @@ score whenever it is asked.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
@@ -40,7 +41,7 @@ from nni_cssnas.scores.combine import ReferenceSet
 from nni_cssnas.scores.contrastive import check_images, train_contrastive
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
 from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
-from nni_cssnas.scores.untrained import untrained_scores
+from nni_cssnas.scores.untrained import measure
 from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.encoding import decode, random_parameters
 
@@ -213,9 +214,11 @@ class Proxy:
         return ProxyResult(self.reference_set.score(ranked), components, losses)
 
     def _untrained(self, backbone: Backbone) -> dict[str, float]:
-        return untrained_scores(
-            backbone.to(self.device),
-            *self._fixed_views,
+        return measure(
+            # On a copy: its weights are drawn anew, and the contrastive training starts from the candidate's own.
+            copy.deepcopy(backbone).to(self.device),
+            self._fixed_views,
+            self.config.seed,
             stages=[f"model.{stage.name}" if stage.name else "model" for stage in backbone.structure.stages],
             components=tuple(self.config.untrained.weights),
         )

@@ -39,7 +39,6 @@ from scipy.stats import kendalltau, spearmanr
 from nni_cssnas.config import DEFAULT_WEIGHTS, UNTRAINED_SCORES
 from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError, nearest
 from nni_cssnas.scores.combine import ReferenceSet
-from nni_cssnas.scores.untrained import PAIR_SCORES
 
 ACCURACY = "cifar10_test"
 BENCHMARKS = ("nasbench201", "nasbench_macro")
@@ -218,21 +217,16 @@ class Scorer:
 
     def components(self, arch: str) -> dict[str, float]:
         """Every component of an architecture, and ``seconds``."""
-        from nni_cssnas.scores.untrained import average_scores
+        from nni_cssnas.scores.untrained import measure
         from nni_cssnas.spaces.backbone import inspect
 
         start = time.perf_counter()
         network = self.benchmark.build(arch)
         structure = inspect(network, self.size)
-        where: dict[str, Any] = {
-            "stages": [stage.name for stage in structure.stages],
-            "classifier": structure.classifier,
-        }
-        single = [name for name in self.names if name not in PAIR_SCORES]
-        result = average_scores(network, [(view,) for view in self.views], self.seed, components=single, **where)
-        pairs = [name for name in self.names if name in PAIR_SCORES]
-        if pairs:
-            result |= average_scores(network, [self.views], self.seed, components=pairs, **where)
+        stages = [stage.name for stage in structure.stages]
+        result = measure(
+            network, self.views, self.seed, stages=stages, classifier=structure.classifier, components=self.names
+        )
         result["seconds"] = time.perf_counter() - start
         return result
 

@@ -36,6 +36,7 @@ __all__ = [
     "gram",
     "initialise",
     "jacov",
+    "measure",
     "naswot",
     "nonlinearity",
     "progressivity",
@@ -401,6 +402,33 @@ def average_scores(
     if any(is_dead(list(scores.values())) for scores in found):
         return dict.fromkeys(components, WORST)
     return {name: _mean(scores[name] for scores in found) for name in components}
+
+
+def measure(
+    model: nn.Module,
+    views: tuple[Tensor, Tensor],
+    seed: int,
+    *,
+    stages: Sequence[str],
+    classifier: str | None = None,
+    components: Sequence[str] = tuple(DEFAULT_WEIGHTS),
+) -> dict[str, float]:
+    """The components of one architecture as the default score takes them; the weights are drawn anew.
+
+    Components of single views are averaged over two initialisations, each with one of the ``views``;
+    :data:`PAIR_SCORES` take both views through the first. Arguments otherwise as for :func:`average_scores`.
+    """
+    single = [name for name in components if name not in PAIR_SCORES]
+    pairs = [name for name in components if name in PAIR_SCORES]
+    found: dict[str, float] = {}
+    if single:
+        draws = [(view,) for view in views]
+        found |= average_scores(model, draws, seed, stages=stages, classifier=classifier, components=single)
+    if pairs:
+        found |= average_scores(model, [views], seed, stages=stages, classifier=classifier, components=pairs)
+    if is_dead(list(found.values())):
+        return dict.fromkeys(components, WORST)
+    return {name: found[name] for name in components}
 
 
 def _mean(values: Iterator[float]) -> float:
