@@ -270,9 +270,24 @@ def test_only_what_is_asked_for_is_measured(tmp_path: Path, images: Path) -> Non
     )
 
 
+def test_contrastive_criteria_are_those_of_the_training(tmp_path: Path, images: Path) -> None:
+    training = ["--contrastive", "epochs=3", "batch_size=4", "held_out=0.3", "--train-images", "8"]
+    assert benchmark.main(command(tmp_path, images, "--scores", "drop", "loss", "alignment", *training)) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
+    assert len(rows) == 4  # no reference architectures are trained
+    for row in rows:
+        losses = [float(loss) for loss in row["losses"].split(";")]
+        assert len(losses) == 3
+        assert float(row["loss"]) == pytest.approx(-losses[-1], abs=1e-5)
+        assert float(row["drop"]) == pytest.approx(losses[0] - losses[-1], abs=2e-5)
+    assert len({row["alignment"] for row in rows}) > 1
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--scores", "drop", "--contrastive", "epoch=3"], "unknown key 'epoch'"),
+        (["--scores", "drop", "--train-images", "8"], "held_out 0.1112 of 8 images leaves 1 held out"),
         (["--sample", "9"], "sample is 9; it must be from 3 to 5"),
         (["--scores", "jacof"], "unknown score 'jacof'; did you mean 'jacov'"),
         (["--table", "missing.csv"], "cannot read the table missing.csv"),
