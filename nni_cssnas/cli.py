@@ -98,6 +98,61 @@ def best(
 
 
 @app.command()
+def screen(
+    config: Annotated[Path | None, typer.Argument(help="A proxy.yml; the options below replace what it says.")] = None,
+    space: Annotated[str | None, typer.Option("--space", help="module:attribute of an NNI model space.")] = None,
+    images: Annotated[str | None, typer.Option("--images", help="A folder, an .npz, cifar10 or tiles.")] = None,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many random architectures.")] = 1000,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after this time.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, and of all that is scored.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("screened"),
+    force: Annotated[bool, typer.Option("--force", help="Replace results that lie there.")] = False,
+) -> None:
+    """Rank random architectures by the untrained score, without an experiment."""
+    from rich.progress import track
+
+    from nni_cssnas.config import ProxyConfig
+    from nni_cssnas.errors import ConfigError
+
+    values: dict[str, object] = {}
+    if config is not None:
+        values = ProxyConfig.load(config).model_dump(exclude_unset=True)
+        sys.path.insert(0, str(config.parent.resolve()))
+    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    if space is not None:
+        values["space"] = {"name": space}
+    if images is not None:
+        values["images"] = {**(values.get("images") or {}), "source": images}  # type: ignore[dict-item]
+    if seed is not None:
+        values["seed"] = seed
+    settings = ProxyConfig(**values)
+    table = output / "screen.csv"
+    if table.exists() and not force:
+        raise ConfigError(f"{table} is there already; name another folder with --output, or use --force")
+
+    from nni_cssnas.results.screened import write_screened
+    from nni_cssnas.screening import Screener
+
+    with console.status("drawing and scoring the reference architectures"):
+        screener = Screener(settings)
+        _ = screener.proxy.reference_set
+    found = []
+    draw = screener.random(num, settings.seed, None if minutes is None else 60 * minutes)
+    try:
+        for item in track(draw, total=num, description="screening", console=console):
+            found.append(item)
+    except KeyboardInterrupt:
+        console.print("interrupted; what was screened is kept")
+    if not found:
+        raise typer.Exit(130)
+    paths = write_screened(found, output, force=force)
+    top = max(found, key=lambda item: item.score)
+    console.print(f"best of {len(found)} architectures: score {top.score:.4f}")
+    for path in paths:
+        console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def space(
     config: Annotated[Path, typer.Argument(help="The proxy.yml that names the space.")] = Path("proxy.yml"),
     output: Annotated[
@@ -129,7 +184,7 @@ def _check_experiment(config: Path) -> int | None:
 
     import yaml
 
-    from nni_cssnas.config import ProxyConfig
+    from nni_cssnas.config import ProxyConfig, ScreenConfig
     from nni_cssnas.errors import ConfigError
 
     try:
@@ -145,6 +200,12 @@ def _check_experiment(config: Path) -> int | None:
         rest = [word for word in words[words.index("nni_cssnas.trial") + 1 :] if not word.startswith("-")]
         folder = config.parent / str(settings.get("trialCodeDirectory", "."))
         ProxyConfig.load(folder / (rest[0] if rest else "proxy.yml"))
+    tuner = settings.get("tuner")
+    tuner = tuner if isinstance(tuner, dict) else {}
+    screen = (tuner.get("classArgs") or {}).get("screen")
+    if isinstance(screen, dict):
+        screening = ScreenConfig(**screen)
+        ProxyConfig.load(config.parent / str(tuner.get("codeDirectory", ".")) / screening.proxy)
     number = settings.get("maxTrialNumber")
     return number if isinstance(number, int) else None
 

@@ -251,6 +251,16 @@ class UntrainedConfig(Section):
         return self
 
 
+class ScreenConfig(Section):
+    """A tuner's ``screen``: of ``candidates`` proposals, the best by the untrained score becomes the trial.
+
+    ``proxy`` is the ``proxy.yml`` that names space and images. 1 candidate is no screening.
+    """
+
+    candidates: int = Field(8, ge=1)
+    proxy: Path = Path("proxy.yml")
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     # METHOD: the values of the reference implementation of arXiv:2102.10557.
     "paper": {

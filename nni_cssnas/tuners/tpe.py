@@ -13,6 +13,7 @@ from nni import NoMoreTrialError, load
 from nni.algorithms.hpo.tpe_tuner import Record, TpeTuner
 from nni.common.hpo_utils import OptimizeMode, deformat_parameters, format_parameters, format_search_space
 
+from nni_cssnas.config import ScreenConfig
 from nni_cssnas.tuners.base import finite_score
 
 __all__ = ["Tpe"]
@@ -41,6 +42,14 @@ class Tpe(TpeTuner):  # type: ignore[misc]
         Of all random draws; the same seed and scores give the same proposals.
     tpe_args
         See :class:`nni.algorithms.hpo.tpe_tuner.TpeArguments`. The first ``n_startup_jobs`` (20) proposals are random.
+    screen
+        ``{candidates: k, proxy: proxy.yml}``: TPE proposes k different candidates, and the best by the untrained
+        score becomes the trial (:class:`nni_cssnas.config.ScreenConfig`). Without it, plain TPE.
+
+    Raises
+    ------
+    CssnasError
+        If ``screen`` is wrong.
 
     Examples
     --------
@@ -53,12 +62,18 @@ class Tpe(TpeTuner):  # type: ignore[misc]
     """
 
     def __init__(
-        self, optimize_mode: str = "maximize", seed: int | None = None, tpe_args: dict[str, Any] | None = None
+        self,
+        optimize_mode: str = "maximize",
+        seed: int | None = None,
+        tpe_args: dict[str, Any] | None = None,
+        screen: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(optimize_mode=optimize_mode, seed=seed, tpe_args=tpe_args)
         # NNI calls trial_end from another thread than the rest.
         self._lock = threading.RLock()
         self._judged: set[int] = set()
+        self._screen = ScreenConfig(**screen) if screen else None
+        self._screener: Any = None
 
     def update_search_space(self, space: Any) -> None:
         """Take the choices of ``search_space.json``."""
@@ -68,7 +83,33 @@ class Tpe(TpeTuner):  # type: ignore[misc]
     def generate_parameters(self, parameter_id: int, **kwargs: Any) -> Any:
         """Propose parameters that were never proposed before. Raises NoMoreTrialError if there are none left."""
         with self._lock:
-            return super().generate_parameters(parameter_id, **kwargs)
+            if self._screen is None or self._screen.candidates == 1:
+                return super().generate_parameters(parameter_id, **kwargs)
+            return self._screened(parameter_id, self._screen, kwargs)
+
+    def _screened(self, parameter_id: int, screen: ScreenConfig, kwargs: dict[str, Any]) -> Any:
+        """The best of several proposals; the others are forgotten and may be proposed again."""
+        if self._screener is None:
+            from nni_cssnas.screening import Screener  # torch: only for who screens
+
+            self._screener = Screener.of(screen)
+        proposals: list[tuple[float, int, Any, Any]] = []
+        for _ in range(screen.candidates):
+            try:
+                parameters = super().generate_parameters(parameter_id, **kwargs)
+            except NoMoreTrialError:
+                if not proposals:
+                    raise
+                break
+            params = self._params[parameter_id]
+            self._running_params.pop(parameter_id, None)
+            proposals.append((self._screener.screen(parameters).score, -len(proposals), parameters, params))
+        best = max(proposals, key=lambda proposal: proposal[:2])
+        for proposal in proposals:
+            if proposal is not best:
+                self.dedup.discard(proposal[3])
+        self._params[parameter_id] = self._running_params[parameter_id] = best[3]
+        return best[2]
 
     def receive_trial_result(self, parameter_id: int, parameters: Any, value: Any, **kwargs: Any) -> None:
         """Learn from a trial's final metric."""
@@ -141,11 +182,18 @@ class _Mutation:
 
     def add(self, params: Mapping[Any, Any]) -> bool:
         """Remember parameters; False if they were known."""
-        key = repr(sorted(deformat_parameters(dict(params), self.space).items()))
+        key = self._key(params)
         if key in self.seen:
             return False
         self.seen.add(key)
         return True
+
+    def discard(self, params: Mapping[Any, Any]) -> None:
+        """Forget parameters that no trial was made of."""
+        self.seen.discard(self._key(params))
+
+    def _key(self, params: Mapping[Any, Any]) -> str:
+        return repr(sorted(deformat_parameters(dict(params), self.space).items()))
 
     def __call__(self, params: dict[Any, Any]) -> dict[Any, Any]:
         """The parameters, changed if they were known. Raises NoMoreTrialError when everything is known."""

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from nni_cssnas.cli import app
+from nni_cssnas.config import ProxyConfig
+from nni_cssnas.errors import ConfigError
+from nni_cssnas.evaluator import ProxyEvaluator
+from nni_cssnas.genotype import Genotype
+from nni_cssnas.screening import Screener
+from nni_cssnas.spaces import decode, search_space
+from nni_cssnas.tuners.tpe import Tpe
+
+SETTINGS: dict[str, Any] = {
+    "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
+    "images": {"source": "tiles", "num_images": 64},
+    "untrained": {"batch_size": 8, "references": 8},
+    "threads": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "proxy.yml").write_text(json.dumps(SETTINGS))
+
+
+def test_a_screened_score_is_the_trials(tmp_path: Path) -> None:
+    screener = Screener(ProxyConfig(**SETTINGS))
+    for item in screener.random(3, seed=1):
+        sample = decode(screener.space, item.parameters)
+        trial = ProxyEvaluator(ProxyConfig(**SETTINGS)).run(
+            lambda sample=sample: screener.space.freeze(sample), item.parameters, screener.space
+        )
+        assert item.score == trial.score
+        assert item.components == trial.components
+
+
+def test_the_draw_is_reproducible_and_never_repeats() -> None:
+    screener = Screener(ProxyConfig(**SETTINGS))
+    first = [item.parameters for item in screener.random(4, seed=5)]
+    assert first == [item.parameters for item in screener.random(4, seed=5)]
+    assert first != [item.parameters for item in screener.random(4, seed=6)]
+    assert len({json.dumps(item, sort_keys=True) for item in first}) == 4
+
+
+def test_a_small_space_and_a_short_time_end_the_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    screener = Screener(ProxyConfig(**SETTINGS))
+    assert list(screener.random(5, seed=0, seconds=0)) == []
+    (only,) = screener.random(1, seed=0)
+    monkeypatch.setattr("nni_cssnas.screening.random_parameters", lambda space, rng: only.parameters)
+    assert [item.parameters for item in screener.random(5, seed=0)] == [only.parameters]
+
+
+def proposals(tuner: Tpe, number: int) -> list[dict[str, Any]]:
+    tuner.update_search_space(search_space(Screener(ProxyConfig(**SETTINGS)).space))
+    found = []
+    for index in range(number):
+        found.append(tuner.generate_parameters(index))
+        tuner.receive_trial_result(index, found[-1], float(index % 3))
+        tuner.trial_end(index, True)
+    return found
+
+
+def test_the_tuner_tries_the_best_of_its_proposals() -> None:
+    plain = proposals(Tpe(seed=0), 4)
+    screened = proposals(Tpe(seed=0, screen={"candidates": 4}), 1)
+    screener = Screener(ProxyConfig(**SETTINGS))
+    # The first four of plain TPE are drawn at random: they are the candidates.
+    scores = [screener.screen(item).score for item in plain]
+    assert screened[0] == plain[scores.index(max(scores))]
+
+
+@pytest.mark.parametrize("screen", [None, {"candidates": 1}])
+def test_off_is_plain_tpe(screen: dict[str, Any] | None) -> None:
+    assert proposals(Tpe(seed=0, screen=screen), 25) == proposals(Tpe(seed=0), 25)
+
+
+def test_rejected_proposals_may_come_again_and_the_end_of_the_space_is_said() -> None:
+    from nni import NoMoreTrialError
+
+    tuner = Tpe(seed=0, screen={"candidates": 3})
+
+    class Fake:
+        def screen(self, parameters: dict[str, Any]) -> Any:
+            return type("Scored", (), {"score": float(parameters["a"])})
+
+    tuner._screener = Fake()
+    tuner.update_search_space({"a": {"_type": "choice", "_value": list(range(5))}})
+    found = []
+    for index in range(5):
+        found.append(tuner.generate_parameters(index)["a"])
+        tuner.receive_trial_result(index, {}, 1.0)
+        tuner.trial_end(index, True)
+    assert sorted(found) == list(range(5))
+    assert found[-2:] == [1, 0]
+    with pytest.raises(NoMoreTrialError):
+        tuner.generate_parameters(9)
+
+
+@pytest.mark.parametrize(
+    ("screen", "message"),
+    [
+        ({"candidates": 0}, "candidates is 0: input should be greater than or equal to 1"),
+        ({"candidate": 3}, "unknown key 'candidate'; did you mean 'candidates'"),
+    ],
+)
+def test_a_wrong_screen_is_refused_at_once(screen: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Tpe(screen=screen)
+    assert message in str(caught.value)
+
+
+def test_a_missing_proxy_is_named() -> None:
+    tuner = Tpe(screen={"candidates": 2, "proxy": "elsewhere.yml"})
+    tuner.update_search_space({"a": {"_type": "choice", "_value": [1, 2]}})
+    with pytest.raises(ConfigError, match=r"proxy is 'elsewhere.yml', which is neither in"):
+        tuner.generate_parameters(0)
+
+
+def test_the_command_writes_a_ranked_table_and_the_best(tmp_path: Path) -> None:
+    arguments = ["screen", "proxy.yml", "--num", "5", "--seed", "3", "-o", "found"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    rows = list(csv.DictReader((tmp_path / "found" / "screen.csv").open()))
+    assert [row["rank"] for row in rows] == ["1", "2", "3", "4", "5"]
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    Genotype.parse((tmp_path / "found" / "genotype.json").read_text())
+    assert (tmp_path / "found" / "genotype.png").read_bytes().startswith(b"\x89PNG")
+    before = (tmp_path / "found" / "screen.csv").read_bytes()
+    with pytest.raises(ConfigError, match=r"screen.csv is there already"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert (tmp_path / "found" / "screen.csv").read_bytes() == before
