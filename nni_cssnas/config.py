@@ -47,10 +47,12 @@ DEFAULT_WEIGHTS = {
     "effective_macs": 1.0,
     "resolution_expressivity": 1.0,
     "jacov": 1.0,
-    "continuity": 0.5,
-    "nonlinearity": 0.5,
+    "progressivity": 0.5,
+    "naswot": 0.5,
+    "swap": 0.5,
+    "continuity": 0.25,
 }
-"""What the default score is made of: how much each log-rank counts."""
+"""What the default score is made of: how much each log-rank counts. Chosen on two spaces at once (README)."""
 """What the default score is made of: how much each log-rank counts."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -132,7 +134,8 @@ class ImagesConfig(Section):
     ``source``: ``tiles`` (real photographs that ship with scikit-image and scikit-learn, as 32x32
     crops), ``cifar10`` (torchvision's, below ``root``), a folder of images, or an ``.npz`` file with
     a uint8 array ``images`` of shape (N, H, W, 3). At most one of ``num_images`` and ``fraction``
-    takes a random part, drawn with ``seed``.
+    takes a random part, drawn with ``seed``. A folder whose images take more than ``resident_gb`` GiB
+    at ``size`` is decoded as it is read, batch after batch, instead of being kept decoded.
     """
 
     source: str = "tiles"
@@ -142,6 +145,7 @@ class ImagesConfig(Section):
     seed: int = Field(0, ge=0)
     root: Path | None = None
     download: bool = False
+    resident_gb: float = Field(16.0, ge=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -190,9 +194,10 @@ class ContrastiveConfig(Section):
     ``criterion`` is what is maximised: minus the ``loss`` of the last epoch, the ``drop`` of the loss
     from the first epoch to the last, minus the ``held_out`` loss on images that were not trained on,
     or minus the ``alignment`` or ``uniformity`` (arXiv:2005.10242) of the backbone's features of these.
-    ``steps`` is the budget in optimiser steps, in place of ``epochs``. ``loss`` is lightly's NT-Xent (``ntxent``, with ``memory_bank_size`` negatives from a memory
-    bank if it is not 0) or the paper's pretext-invariant two-term form (``pirl``, arXiv:1912.01991).
-    ``view_pool: fixed`` draws the views once and trains on the same pairs every epoch.
+    ``steps`` is the budget in optimiser steps, in place of ``epochs``. ``loss`` is NT-Xent (``ntxent``, with
+    ``memory_bank_size`` negatives from lightly's memory bank if it is not 0) or the paper's pretext-invariant two-term form (``pirl``, arXiv:1912.01991).
+    ``view_pool: fixed`` draws the views once and trains on the same pairs every epoch. ``compile`` runs the
+    network through ``torch.compile``, which takes a minute and pays off in trainings of many minutes.
     """
 
     criterion: Literal["loss", "drop", "held_out", "alignment", "uniformity"] = "loss"
@@ -214,6 +219,7 @@ class ContrastiveConfig(Section):
     held_out: float = Field(0.1, ge=0, lt=1)
     amp: Literal["off", "bf16", "fp16"] = "off"
     channels_last: bool = False
+    compile: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -34,6 +34,7 @@ from torch import nn
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.images.cache import cache_folder, locked
+from nni_cssnas.images.pool import Images, Pool, fingerprint
 from nni_cssnas.images.sources import load_images
 from nni_cssnas.images.views import make_views
 from nni_cssnas.results.records import write_atomically
@@ -160,8 +161,8 @@ class Proxy:
         return resolve_device(self.config.device)
 
     @cached_property
-    def images(self) -> torch.Tensor:
-        """All unlabelled images: uint8, ``(N, 3, H, W)``, in main memory."""
+    def images(self) -> Images:
+        """All unlabelled images: uint8, ``(N, 3, H, W)``, in main memory or on disk."""
         config = self.config
         batches = {
             "untrained": config.untrained.batch_size,
@@ -169,6 +170,10 @@ class Proxy:
             "combined": max(config.untrained.batch_size, config.contrastive.batch_size),
         }
         return load_images(config.images, min_images=batches[config.score])
+
+    @cached_property
+    def _pool(self) -> Pool:
+        return Pool(self.images, self.device)
 
     def judge(self, candidate: Candidate, on_epoch: Callable[[int, float], None] | None = None) -> ProxyResult:
         """Build a candidate and score it.
@@ -229,7 +234,7 @@ class Proxy:
         config = self.config
         trained = train_contrastive(
             backbone,
-            self.images,
+            self._pool,
             config.contrastive,
             views=make_views(config.views, self.size),
             seed=seed,
@@ -244,7 +249,7 @@ class Proxy:
         """The two views on which every untrained network is measured."""
         generator = torch.Generator(self.device).manual_seed(self.config.seed)
         order = torch.randperm(len(self.images), generator=generator, device=self.device)
-        batch = self.images[order[: self.config.untrained.batch_size].cpu()].to(self.device)
+        batch = self._pool.take(order[: self.config.untrained.batch_size])
         return make_views(self.config.views, self.size)(batch, generator)
 
     # ---- references -------------------------------------------------------------------------------
@@ -281,7 +286,7 @@ class Proxy:
         config = self.config
         parts = {
             "space": self.references.key,
-            "images": hashlib.sha256(self.images.numpy().tobytes()).hexdigest(),
+            "images": fingerprint(self.images),
             "views": config.views.model_dump(mode="json"),
             "size": self.size,
             "seed": config.seed,

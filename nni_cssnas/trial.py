@@ -23,8 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import nni
 
     from nni_cssnas import pairing
+    from nni_cssnas.imports import defer_lightning
 
     pairing.install()
+    defer_lightning()
     parameters = nni.get_next_parameter()
 
     from nni_cssnas.config import ProxyConfig

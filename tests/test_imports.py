@@ -65,3 +65,19 @@ def test_light_modules_do_not_pull_in_torch(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'nni', 'lightly', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_trial_leaves_lightning_alone_until_it_is_asked_for() -> None:
+    code = """
+import sys
+from nni_cssnas.imports import defer_lightning
+defer_lightning()
+import nni_cssnas.evaluator, nni_cssnas.spaces
+print([name for name in ("pytorch_lightning", "torchvision", "lightly") if name in sys.modules])
+from nni.nas.evaluator import FunctionalEvaluator, Lightning
+import nni.nas.evaluator
+from nni.nas.evaluator.pytorch import Trainer
+print(Lightning.__module__, "pytorch_lightning" in sys.modules, hasattr(nni.nas.evaluator, "nonsense"))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "nni.nas.evaluator.pytorch.lightning True False"]

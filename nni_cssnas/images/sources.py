@@ -1,7 +1,9 @@
-"""Unlabelled images of any source as one resident uint8 tensor."""
+"""Unlabelled images of any source as one uint8 array, resident or streamed from disk."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import warnings
 import zipfile
@@ -20,6 +22,7 @@ from nni_cssnas.config import ImagesConfig
 from nni_cssnas.errors import ImagesError, nearest
 from nni_cssnas.images import decode, tiles
 from nni_cssnas.images.cache import Blocks, cache_folder, locked, resident
+from nni_cssnas.images.pool import Images, StreamedImages
 
 __all__ = ["load_images"]
 
@@ -32,14 +35,15 @@ CIFAR10_FOLDER = "cifar-10-batches-py"
 CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 
 
-def load_images(config: ImagesConfig, *, cache_dir: Path | None = None, min_images: int = 2) -> torch.Tensor:
+def load_images(config: ImagesConfig, *, cache_dir: Path | None = None, min_images: int = 2) -> Images:
     """The images that ``config`` names, decoded, square and all of one size.
 
     They are decoded once: later calls, and other processes, map the same file
     (:mod:`nni_cssnas.images.cache`). A folder or file that changed is noticed by its names, sizes and
     times. With ``num_images`` or ``fraction``, a random subset without replacement, in the order in
     which it was drawn; of a folder only the drawn files are decoded, and an unreadable one is
-    replaced by the next drawn.
+    replaced by the next drawn. The images of a folder that would take more than ``resident_gb`` are not
+    kept, but decoded whenever they are asked for.
 
     Parameters
     ----------
@@ -53,7 +57,7 @@ def load_images(config: ImagesConfig, *, cache_dir: Path | None = None, min_imag
 
     Returns
     -------
-    Tensor
+    Tensor or StreamedImages
         uint8, contiguous, (num_images, 3, size, size).
 
     Raises
@@ -74,7 +78,10 @@ def load_images(config: ImagesConfig, *, cache_dir: Path | None = None, min_imag
     else:
         path = Path(source).expanduser()
         if path.is_dir():
-            key, make = _folder(config, path, min_images)
+            found = _folder(config, path, min_images)
+            if isinstance(found, StreamedImages):
+                return found
+            key, make = found
         elif path.is_file() and path.suffix.lower() == ".npz":
             key, make = _npz(config, path)
         elif path.exists():
@@ -184,7 +191,7 @@ def _read_npz(path: Path) -> NDArray[np.uint8]:
     return np.asarray(array)
 
 
-def _folder(config: ImagesConfig, folder: Path, min_images: int) -> tuple[dict[str, Any], Blocks]:
+def _folder(config: ImagesConfig, folder: Path, min_images: int) -> tuple[dict[str, Any], Blocks] | StreamedImages:
     dataset = _unlabelled(folder, partial(decode.load, size=config.size))
     names: list[str] = dataset.get_filenames()
     order = _draw(len(names), config, all_of_them=True)
@@ -198,6 +205,17 @@ def _folder(config: ImagesConfig, folder: Path, min_images: int) -> tuple[dict[s
             raise
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
             return f"{names[index]} ({str(error) or type(error).__name__})"
+
+    stamps = [(name, *_stamp(folder / name)[1:]) for name in names]
+    if wanted >= min_images and wanted * 3 * config.size**2 > config.resident_gb * 2**30:
+        drawn = order[:wanted].tolist()
+        content = json.dumps([config.size, str(folder.resolve()), [stamps[index] for index in drawn]])
+        return StreamedImages(
+            [names[index] for index in drawn],
+            lambda position: try_one(drawn[position]),
+            hashlib.sha256(content.encode()).hexdigest(),
+            _threads(),
+        )
 
     def make() -> Iterator[NDArray[np.uint8]]:
         block = max(16, BLOCK_BYTES // (3 * config.size**2))
@@ -228,7 +246,6 @@ def _folder(config: ImagesConfig, folder: Path, min_images: int) -> tuple[dict[s
         if unreadable:
             warnings.warn(f"{folder}: {_listed(unreadable)} could not be read, left out", stacklevel=2)
 
-    stamps = [(name, *_stamp(folder / name)[1:]) for name in names]
     return {"source": "folder", "folder": str(folder.resolve()), "files": stamps}, make
 
 

@@ -12,18 +12,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightly.loss.ntx_ent_loss import NTXentLoss
-from lightly.models.modules.heads import SimCLRProjectionHead
-from lightly.utils.scheduler import CosineWarmupScheduler
 from torch import nn
 
 from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.errors import ConfigError, DivergenceError, SpaceError
+from nni_cssnas.images.pool import Pool
 from nni_cssnas.images.views import Views
 from nni_cssnas.scores.device import seeded
-from nni_cssnas.scores.losses import PretextInvariantLoss
+from nni_cssnas.scores.losses import NTXent, PretextInvariantLoss, nt_xent
+
+# lightly is imported where it is used: it takes seconds, which a trial of an untrained score does not have.
 
 __all__ = ["ContrastiveResult", "alignment", "check_images", "train_contrastive", "uniformity"]
+
+MAX_HELD_OUT = 4096
+"""More held-out images than that are not looked at: loss and uniformity compare all with all."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def check_images(num_images: int, config: ContrastiveConfig) -> int:
 
 def train_contrastive(
     backbone: nn.Module,
-    images: torch.Tensor,
+    images: torch.Tensor | Pool,
     config: ContrastiveConfig,
     *,
     views: Views,
@@ -135,7 +138,8 @@ def train_contrastive(
     backbone
         Maps ``(B, 3, S, S)`` to features ``(B, D)``. It is trained in place.
     images
-        uint8, ``(N, 3, H, W)``. The last part of a random order is held out.
+        uint8, ``(N, 3, H, W)``; a :class:`~nni_cssnas.images.pool.Pool` has them on the device already. The
+        first part of a random order is held out; at most 4096 of these are looked at.
     config
         The training; see :class:`~nni_cssnas.config.ContrastiveConfig`.
     views
@@ -158,22 +162,23 @@ def train_contrastive(
     SpaceError
         If the backbone does not give one feature vector for each image.
     """
+    from lightly.models.modules.heads import SimCLRProjectionHead
+
     device = torch.device(device)
-    num_held_out = check_images(len(images), config)
+    pool = images if isinstance(images, Pool) else Pool(images, device)
+    num_held_out = check_images(len(pool), config)
     generator = torch.Generator(device).manual_seed(data_seed)
-    order = torch.randperm(len(images), generator=generator, device=device)
-    images = images.to(device)
-    # index: number of an image among those trained on
-    train, held_out = images[order[num_held_out:]], images[order[:num_held_out]]
+    order = torch.randperm(len(pool), generator=generator, device=device)
+    train, held_out = order[num_held_out:], order[: min(num_held_out, MAX_HELD_OUT)]
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     with seeded(seed):
         backbone = backbone.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
         head = SimCLRProjectionHead(
-            _feature_width(backbone, views, train, device), config.projection_hidden, config.projection_dim
+            _feature_width(backbone, views, pool.take(train[:2])), config.projection_hidden, config.projection_dim
         ).to(device)
         loss_function = _loss(config, len(train), generator, device)
         trainer = _Trainer(backbone, head, loss_function, config, num_images=len(train), device=device)
-        pairs = views(train, generator) if config.view_pool == "fixed" else None
+        pairs = views(pool.take(train), generator) if config.view_pool == "fixed" else None
         if pairs is not None:
             pairs = (pairs[0].contiguous(memory_format=memory_format), pairs[1].contiguous(memory_format=memory_format))
 
@@ -183,17 +188,19 @@ def train_contrastive(
         start = time.perf_counter()
         for epoch in range(math.ceil(trainer.steps / trainer.steps_per_epoch)):
             batches = _batches(len(train), config.batch_size, generator)
-            for index in itertools.islice(batches, trainer.steps - epoch * trainer.steps_per_epoch):
-                if pairs is not None:
-                    first, second = pairs[0][index], pairs[1][index]
-                else:
-                    first, second = views(train[index], generator)
-                trainer.step(first, second, index)
+            # numbers: of a batch's images among those trained on
+            numbers = list(itertools.islice(batches, trainer.steps - epoch * trainer.steps_per_epoch))
+            if pairs is not None:
+                for number in numbers:
+                    trainer.step(pairs[0][number], pairs[1][number], number)
+            else:
+                for number, batch in zip(numbers, pool.batches(train[number] for number in numbers), strict=True):
+                    trainer.step(*views(batch, generator), number)
             epoch_losses.append(trainer.finish_epoch())
             if on_epoch is not None:
                 on_epoch(epoch, epoch_losses[-1])
         seconds = time.perf_counter() - start
-        unseen = _evaluate(backbone, head, views(held_out, generator), config, memory_format) if num_held_out else {}
+        unseen = _evaluate(backbone, head, pool, held_out, views, generator, config) if num_held_out else {}
     return ContrastiveResult(
         epoch_losses=tuple(epoch_losses),
         steps=trainer.steps,
@@ -216,8 +223,9 @@ class _Trainer:
         num_images: int,
         device: torch.device,
     ) -> None:
-        self.backbone = backbone
-        self.head = head
+        self.embed: Callable[[torch.Tensor], torch.Tensor] = nn.Sequential(backbone, head)
+        if config.compile:
+            self.embed = torch.compile(self.embed)
         self.loss_function = loss_function
         self.config = config
         self.device = device
@@ -225,6 +233,8 @@ class _Trainer:
         self.steps_per_epoch = num_images // config.batch_size
         self.steps = config.steps or config.epochs * self.steps_per_epoch
         parameters = [p for module in (backbone, head) for p in module.parameters() if p.requires_grad]
+        from lightly.utils.scheduler import CosineWarmupScheduler
+
         self.optimizer = torch.optim.SGD(
             parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
@@ -244,7 +254,7 @@ class _Trainer:
         """Forward, backward and update on two views ``(B, 3, S, S)`` of the images ``index``."""
         batch = torch.cat([first, second]).contiguous(memory_format=self.memory_format)
         with self.autocast():
-            embeddings = self.head(self.backbone(batch))
+            embeddings = self.embed(batch)
         u, v = embeddings.float().chunk(2)
         loss = (
             self.loss_function(u, v, index)
@@ -298,15 +308,19 @@ def _loss(config: ContrastiveConfig, num_images: int, generator: torch.Generator
             momentum=config.pirl_momentum,
             generator=generator,
         )
-    bank = (config.memory_bank_size, config.projection_dim) if config.memory_bank_size else 0
+    if not config.memory_bank_size:
+        return NTXent(config.temperature)
+    from lightly.loss.ntx_ent_loss import NTXentLoss
+
+    bank = (config.memory_bank_size, config.projection_dim)
     return NTXentLoss(temperature=config.temperature, memory_bank_size=bank).to(device)
 
 
-def _feature_width(backbone: nn.Module, views: Views, images: torch.Tensor, device: torch.device) -> int:
+def _feature_width(backbone: nn.Module, views: Views, images: torch.Tensor) -> int:
     """Width of the features, found by running two images without leaving a trace in the network."""
     training = backbone.training
     backbone.eval()
-    probe = views(images[:2], torch.Generator(device).manual_seed(0))[0]
+    probe = views(images, torch.Generator(images.device).manual_seed(0))[0]
     with torch.no_grad():
         features = backbone(probe)
     backbone.train(training)
@@ -322,21 +336,23 @@ def _feature_width(backbone: nn.Module, views: Views, images: torch.Tensor, devi
 def _evaluate(
     backbone: nn.Module,
     head: nn.Module,
-    pair: tuple[torch.Tensor, torch.Tensor],
+    pool: Pool,
+    held_out: torch.Tensor,
+    views: Views,
+    generator: torch.Generator,
     config: ContrastiveConfig,
-    memory_format: torch.memory_format,
 ) -> dict[str, float]:
-    """The trained network on the two views of all held-out images: NT-Xent against each other, alignment, uniformity."""
+    """The trained network on two views of the held-out images: NT-Xent against each other, alignment, uniformity."""
     backbone.eval()
     head.eval()
-    features = []
-    for view in pair:
-        parts = view.contiguous(memory_format=memory_format).split(config.batch_size)
-        features.append(torch.cat([backbone(part) for part in parts]))
-    first, second = features
-    loss = NTXentLoss(temperature=config.temperature)(head(first), head(second))
+    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+    parts = []
+    for batch in pool.batches(held_out.split(config.batch_size)):
+        pair = torch.cat(views(batch, generator)).contiguous(memory_format=memory_format)
+        parts.append(backbone(pair).float().chunk(2))
+    first, second = (torch.cat(features) for features in zip(*parts, strict=True))
     return {
-        "held_out": float(loss),
+        "held_out": float(nt_xent(head(first), head(second), config.temperature)),
         "alignment": alignment(first, second),
         "uniformity": uniformity(first),
     }

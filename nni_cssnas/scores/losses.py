@@ -1,12 +1,37 @@
-"""The paper's contrastive loss; SimCLR's own is lightly's ``NTXentLoss``."""
+"""Contrastive losses: SimCLR's, and the paper's pretext-invariant one."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["PretextInvariantLoss"]
+__all__ = ["NTXent", "PretextInvariantLoss", "nt_xent"]
+
+
+def nt_xent(u: torch.Tensor, v: torch.Tensor, temperature: float) -> torch.Tensor:
+    """SimCLR's loss (arXiv:2002.05709, equation 1) of the two views' embeddings, ``(batch_size, dim)`` each.
+
+    As lightly's ``NTXentLoss`` without a memory bank, but with one matrix product where that takes four.
+    """
+    z = F.normalize(torch.cat([u, v]), dim=1)
+    # similarities: (2 * batch_size, 2 * batch_size); the diagonal is no pair
+    similarities = (z @ z.T / temperature).fill_diagonal_(-math.inf)
+    positives = torch.arange(len(z), device=z.device).roll(len(u))
+    return F.cross_entropy(similarities, positives)
+
+
+class NTXent(nn.Module):
+    """:func:`nt_xent` as a module."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return nt_xent(u, v, self.temperature)
 
 
 class PretextInvariantLoss(nn.Module):

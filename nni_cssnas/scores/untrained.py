@@ -24,6 +24,7 @@ from nni_cssnas.errors import ConfigError, SpaceError, nearest
 from nni_cssnas.modules import evaluation_mode, feature_tensor, pool
 from nni_cssnas.scores.combine import WORST, is_dead
 from nni_cssnas.scores.cost import multiply_adds
+from nni_cssnas.scores.losses import nt_xent
 
 __all__ = [
     "PAIR_SCORES",
@@ -169,12 +170,8 @@ def contrastive_loss(features0: Tensor, features1: Tensor, temperature: float = 
     Features after a ReLU all lie in one orthant, and the loss of an untrained network would tell
     little but that; centred ones spread over the sphere.
     """
-    n = features0.shape[0]
-    centred = [F.normalize(features - features.mean(0), dim=1) for features in (features0, features1)]
-    z = torch.cat(centred)
-    # similarities: (2n, 2n)
-    similarities = (z @ z.T / temperature).masked_fill(torch.eye(2 * n, dtype=torch.bool, device=z.device), -math.inf)
-    return F.cross_entropy(similarities, torch.arange(2 * n, device=z.device).roll(n))
+    first, second = (features - features.mean(0) for features in (features0, features1))
+    return nt_xent(first, second, temperature)
 
 
 def gram(features: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torchvision.ops import stochastic_depth
 
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.genotype import Cell, Genotype
@@ -68,6 +67,9 @@ class _CellModule(nn.Module):
             for source, name, droppable in edges:
                 value = self.edges[name](states[source])
                 if drop_path > 0 and droppable:
+                    # Not at the top: torchvision takes two seconds, and a search drops no paths.
+                    from torchvision.ops import stochastic_depth
+
                     value = stochastic_depth(value, drop_path, mode="row", training=self.training)
                 total = value if total is None else total + value
             assert total is not None

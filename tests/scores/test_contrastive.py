@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import math
+import shutil
 from typing import Any
 
 import pytest
 import torch
+from lightly.loss import NTXentLoss
 from torch import nn
 
 from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.errors import ConfigError, DeviceError, DivergenceError, SpaceError
 from nni_cssnas.scores.contrastive import _loss, alignment, check_images, train_contrastive, uniformity
 from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
-from nni_cssnas.scores.losses import PretextInvariantLoss
+from nni_cssnas.scores.losses import PretextInvariantLoss, nt_xent
 
 
 def noisy_views(images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,6 +50,13 @@ def simclr_in_plain_loops(u: torch.Tensor, v: torch.Tensor, temperature: float) 
         denominator = sum(math.exp(similarity(z[i], z[k]) / temperature) for k in range(2 * n) if k != i)
         total -= math.log(math.exp(similarity(z[i], z[j]) / temperature) / denominator)
     return total / (2 * n)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_nt_xent_is_lightlys(temperature: float) -> None:
+    u, v = torch.randn(2, 9, 6, generator=torch.Generator().manual_seed(0))
+    expected = NTXentLoss(temperature=temperature)(u, v)
+    assert float(nt_xent(u, v, temperature)) == pytest.approx(float(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
@@ -142,6 +151,15 @@ def test_half_precision_and_channels_last_take_the_same_path(amp: str) -> None:
         backbone(), images(), config(lr=0.01, amp=amp, channels_last=True), views=noisy_views, seed=0
     )
     assert half.loss == pytest.approx(plain.loss, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_is_the_same_training() -> None:
+    plain = train_contrastive(backbone(), images(), config(), views=noisy_views, seed=0)
+    compiled = train_contrastive(backbone(), images(), config(compile=True), views=noisy_views, seed=0)
+    assert compiled.epoch_losses == pytest.approx(plain.epoch_losses, rel=1e-3)
+    assert compiled.held_out == pytest.approx(plain.held_out, rel=1e-2)
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero() -> None:
