@@ -105,6 +105,7 @@ def screen(
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many random architectures.")] = 1000,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after this time.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, and of all that is scored.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one for each core).")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("screened"),
     force: Annotated[bool, typer.Option("--force", help="Replace results that lie there.")] = False,
 ) -> None:
@@ -137,7 +138,8 @@ def screen(
         screener = Screener(settings)
         _ = screener.proxy.reference_set
     found = []
-    draw = screener.random(num, settings.seed, None if minutes is None else 60 * minutes)
+    seconds = None if minutes is None else 60 * minutes
+    draw = screener.random(num, settings.seed, seconds, workers or screener.default_workers(num))
     try:
         for item in track(draw, total=num, description="screening", console=console):
             found.append(item)

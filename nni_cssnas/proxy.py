@@ -16,7 +16,6 @@ score whenever it is asked.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import json
@@ -201,14 +200,12 @@ class Proxy:
         """Score a network that is built already; see :meth:`judge`."""
         kind = self.config.score
         backbone = Backbone(model, self.size, self.config.space.classifier)
-        components = {
-            "params": float(num_parameters(backbone)),
-            "macs": float(multiply_adds(backbone, (3, self.size, self.size))),
-        }
+        macs = multiply_adds(backbone, (3, self.size, self.size))
+        components = {"params": float(num_parameters(backbone)), "macs": float(macs)}
         ranked: dict[str, float] = {}
         losses: tuple[float, ...] = ()
         if kind != "contrastive":
-            ranked |= self._untrained(backbone)
+            ranked |= self._untrained(backbone, macs)
             components |= ranked
         if kind != "untrained":
             criterion, trained, losses = self._contrastive(backbone, seed, on_epoch)
@@ -218,15 +215,19 @@ class Proxy:
             ranked[CRITERION] = criterion
         return ProxyResult(self.reference_set.score(ranked), components, losses)
 
-    def _untrained(self, backbone: Backbone) -> dict[str, float]:
-        return measure(
-            # On a copy: its weights are drawn anew, and the contrastive training starts from the candidate's own.
-            copy.deepcopy(backbone).to(self.device),
+    def _untrained(self, backbone: Backbone, macs: int | None = None) -> dict[str, float]:
+        # The weights are drawn anew; the contrastive training starts from the candidate's own.
+        own = {name: value.clone() for name, value in backbone.state_dict().items()}
+        found = measure(
+            backbone.to(self.device),
             self._fixed_views,
             self.config.seed,
             stages=[f"model.{stage.name}" if stage.name else "model" for stage in backbone.structure.stages],
             components=tuple(self.config.untrained.weights),
+            macs=macs,
         )
+        backbone.load_state_dict(own)
+        return found
 
     def _contrastive(
         self, backbone: Backbone, seed: int, on_epoch: Callable[[int, float], None] | None

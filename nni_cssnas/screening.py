@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import multiprocessing
+import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from nni_cssnas.config import ProxyConfig, ScreenConfig
 from nni_cssnas.errors import ConfigError, SpaceError
@@ -81,13 +88,54 @@ class Screener:
             return Screened(chosen, self.proxy.reference_set.worst, {})
         return Screened(chosen, result.score, result.components, genotype)
 
-    def random(self, num: int, seed: int, seconds: float | None = None) -> Iterator[Screened]:
-        """Screen up to ``num`` different random architectures, for at most about ``seconds``; fewer if the space is small."""
+    def random(self, num: int, seed: int, seconds: float | None = None, workers: int = 1) -> Iterator[Screened]:
+        """Screen different random architectures; fewer if the space is small.
+
+        Parameters
+        ----------
+        num
+            How many at most.
+        seed
+            Of the draw.
+        seconds
+            Nothing is begun after about that long.
+        workers
+            Processes, each with its share of the threads; they take some seconds to start. What is found
+            does not depend on them.
+        """
+        drawn = self._draw(num, seed)
+        end = math.inf if seconds is None else time.monotonic() + seconds
+        if workers == 1:
+            yield from (self.screen(item) for item in itertools.takewhile(lambda _: time.monotonic() < end, drawn))
+            return
+        _ = self.proxy.reference_set  # once, not by all of them at a time
+        threads = max(1, torch.get_num_threads() // workers)
+        with ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(self.config, threads)
+        ) as pool:
+            waiting: deque[Future[Screened]] = deque()
+            try:
+                for item in drawn:
+                    if time.monotonic() >= end:
+                        break
+                    waiting.append(pool.submit(_screen_in_worker, item))
+                    if len(waiting) > 2 * workers:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def default_workers(self, num: int) -> int:
+        """One process for each of torch's threads, if ``num`` architectures are worth their start, and on a GPU one."""
+        return torch.get_num_threads() if num >= 32 and self.proxy.device.type == "cpu" else 1
+
+    def _draw(self, num: int, seed: int) -> Iterator[dict[str, Any]]:
+        """Up to ``num`` different random architectures."""
         rng = np.random.default_rng(seed)
         seen: set[str] = set()
-        end = None if seconds is None else time.monotonic() + seconds
         repeats = 0
-        while len(seen) < num and repeats < 1000 and (end is None or time.monotonic() < end):
+        while len(seen) < num and repeats < 1000:
             parameters = random_parameters(self.space, rng)
             key = repr(sorted(parameters.items()))
             if key in seen:
@@ -95,4 +143,19 @@ class Screener:
                 continue
             seen.add(key)
             repeats = 0
-            yield self.screen(parameters)
+            yield parameters
+
+
+_worker: Screener | None = None
+
+
+def _start_worker(config: ProxyConfig, threads: int) -> None:
+    global _worker
+    # Ctrl-C is the main process's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _worker = Screener(config.model_copy(update={"threads": threads}))
+
+
+def _screen_in_worker(parameters: dict[str, Any]) -> Screened:
+    assert _worker is not None
+    return _worker.screen(parameters)

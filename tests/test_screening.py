@@ -58,6 +58,16 @@ def test_a_small_space_and_a_short_time_end_the_draw(monkeypatch: pytest.MonkeyP
     assert [item.parameters for item in screener.random(5, seed=0)] == [only.parameters]
 
 
+@pytest.mark.slow
+def test_workers_change_nothing() -> None:
+    screener = Screener(ProxyConfig(**SETTINGS))
+    alone = list(screener.random(7, seed=2))
+    assert list(screener.random(7, seed=2, workers=2)) == alone
+    few = screener.random(7, seed=2, workers=2)
+    assert next(few) == alone[0]
+    few.close()
+
+
 def proposals(tuner: Tpe, number: int) -> list[dict[str, Any]]:
     tuner.update_search_space(search_space(Screener(ProxyConfig(**SETTINGS)).space))
     found = []

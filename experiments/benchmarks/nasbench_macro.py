@@ -9,6 +9,7 @@ from typing import Any
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+    from nni.nas.space import model_context
 
 import numpy as np
 from torch import Tensor, nn
@@ -90,7 +91,9 @@ def to_sample(arch: str) -> dict[str, str]:
 
 def build(arch: str, **arguments: Any) -> nn.Module:
     """The frozen network; ``arguments`` are :class:`NasBenchMacro`'s, 16 channels by default."""
-    network: nn.Module = NasBenchMacro(**{"channels": 16, **arguments}).freeze(to_sample(arch))
+    # Only what is chosen is built: `freeze` copies the whole space, which takes as long as a score.
+    with model_context(to_sample(arch)):
+        network: nn.Module = NasBenchMacro(**{"channels": 16, **arguments})
     return network
 
 

@@ -73,7 +73,7 @@ def fingerprint(images: Images) -> str:
     """Stands for the images' content; the same in every process."""
     if isinstance(images, StreamedImages):
         return images.key
-    return hashlib.sha256(memoryview(images.contiguous().numpy())).hexdigest()
+    return hashlib.sha256(images.contiguous().numpy().data).hexdigest()
 
 
 class Pool:

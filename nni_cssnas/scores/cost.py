@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
 
 from nni_cssnas.errors import ConfigError, SpaceError
 from nni_cssnas.modules import evaluation_mode
@@ -27,8 +28,8 @@ def multiply_adds(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Multiply-adds of one forward pass: convolutions, linear layers, matrix products and attention.
 
     The convention of the NAS literature, in which DARTS_V2 on ImageNet has 574M: norms, activations,
-    pooling and additions are not counted. Counted by torch's own ``FlopCounterMode``, which sees the
-    operations themselves, so functional calls count as layers do.
+    pooling and additions are not counted. Counted by the formulas of torch's own ``FlopCounterMode``, which see
+    the operations themselves, so functional calls count as layers do.
 
     Parameters
     ----------
@@ -57,14 +58,14 @@ def multiply_adds(model: nn.Module, input_shape: Sequence[int]) -> int:
         with (
             evaluation_mode(model),
             torch.no_grad(),
-            FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter,
+            _Counter() as counter,
         ):
             model(images)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         raise SpaceError(f"the network fails on an input of shape {shape}: {error}") from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-    return int(counter.get_total_flops()) // 2
+    return counter.flops // 2
 
 
 def latency(model: nn.Module, images: Tensor, *, repeats: int = 20, warmup: int = 3) -> float:
@@ -113,9 +114,32 @@ def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any
 
 
 # Torch's counter knows the attention kernels of accelerators but not the one of CPUs.
-_ATTENTION: dict[Any, Any] = {}
+_FORMULAS: dict[Any, Any] = dict(flop_registry)
 if hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
-    _ATTENTION[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = _attention_flops
+    _FORMULAS[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = shape_wrapper(_attention_flops)
+
+
+class _Counter(TorchDispatchMode):
+    """``FlopCounterMode`` without its account of every module, which takes longer than a small network itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        formula = _FORMULAS.get(func._overloadpacket)
+        if formula is None and func is not torch.ops.prim.device.default:
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        if formula is not None:
+            self.flops += int(formula(*args, **kwargs, out_val=result))
+        return result
 
 
 def _zeros(model: nn.Module, shape: tuple[int, ...]) -> Tensor:

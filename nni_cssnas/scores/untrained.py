@@ -245,9 +245,12 @@ def initialise(model: nn.Module, seed: int) -> None:
     normal distribution of deviation 0.02 if it is not.
     """
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    # Not torch.manual_seed, which seeds every accelerator for every layer: half the time of a score.
+    generators = [torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)]
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         for name, module in model.named_modules():
-            torch.manual_seed((zlib.crc32(name.encode()) + seed * 1_000_003) % 2**63)
+            for generator in generators:
+                generator.manual_seed((zlib.crc32(name.encode()) + seed * 1_000_003) % 2**63)
             reset = getattr(module, "reset_parameters", None)
             if callable(reset):
                 reset()
@@ -283,6 +286,7 @@ def untrained_scores(
     stages: Sequence[str],
     classifier: str | None = None,
     components: Sequence[str] = UNTRAINED_SCORES,
+    macs: int | None = None,
 ) -> dict[str, float]:
     """Scores of one untrained network on two views of a batch of images.
 
@@ -301,8 +305,10 @@ def untrained_scores(
     classifier
         Name of the module whose input is the features; None if the network gives features.
     components
-        What to measure, of :data:`nni_cssnas.config.UNTRAINED_SCORES`. ``gradient_flow`` and ``zico`` need the gradients of the
-        weights and take as long as the others together.
+        What to measure, of :data:`nni_cssnas.config.UNTRAINED_SCORES`. ``gradient_flow`` and ``zico`` need the
+        gradients of the weights and take as long as the others together.
+    macs
+        The network's multiply-adds on such an image, where they are known already.
 
     Returns
     -------
@@ -344,7 +350,9 @@ def untrained_scores(
             return dict.fromkeys(components, WORST)
         first = passes[0].features.detach()
         values: dict[str, Callable[[], float]] = {
-            "effective_macs": lambda: float(multiply_adds(model, views0.shape[1:]) - passes[0].idle_macs),
+            "effective_macs": lambda: float(
+                (multiply_adds(model, views0.shape[1:]) if macs is None else macs) - passes[0].idle_macs
+            ),
             "expressivity": lambda: _mean(expressivity(_entropies(item)) for item in passes),
             "resolution_expressivity": lambda: _mean(expressivity(_of_resolutions(item)) for item in passes),
             "progressivity": lambda: _mean(progressivity(_entropies(item)) for item in passes),
@@ -370,6 +378,7 @@ def average_scores(
     stages: Sequence[str],
     classifier: str | None = None,
     components: Sequence[str] = tuple(DEFAULT_WEIGHTS),
+    macs: int | None = None,
 ) -> dict[str, float]:
     """Mean of :func:`untrained_scores` over several initialisations, each with views of its own.
 
@@ -382,7 +391,7 @@ def average_scores(
         initialisation with both views and depends less on the luck of a weight.
     seed
         Draw i is initialised with a seed derived from ``seed`` and i.
-    stages, classifier, components
+    stages, classifier, components, macs
         As for :func:`untrained_scores`.
 
     Returns
@@ -392,10 +401,14 @@ def average_scores(
     """
     if not draws:
         raise ConfigError("draws is empty; give the views of at least one initialisation")
+    if macs is None and "effective_macs" in components:
+        macs = multiply_adds(model, draws[0][0].shape[1:])
     found = []
     for index, views in enumerate(draws):
         initialise(model, seed * 1_009 + index)
-        found.append(untrained_scores(model, *views, stages=stages, classifier=classifier, components=components))
+        found.append(
+            untrained_scores(model, *views, stages=stages, classifier=classifier, components=components, macs=macs)
+        )
     if any(is_dead(list(scores.values())) for scores in found):
         return dict.fromkeys(components, WORST)
     return {name: _mean(scores[name] for scores in found) for name in components}
@@ -409,6 +422,7 @@ def measure(
     stages: Sequence[str],
     classifier: str | None = None,
     components: Sequence[str] = tuple(DEFAULT_WEIGHTS),
+    macs: int | None = None,
 ) -> dict[str, float]:
     """The components of one architecture as the default score takes them; the weights are drawn anew.
 
@@ -420,7 +434,7 @@ def measure(
     found: dict[str, float] = {}
     if single:
         draws = [(view,) for view in views]
-        found |= average_scores(model, draws, seed, stages=stages, classifier=classifier, components=single)
+        found |= average_scores(model, draws, seed, stages=stages, classifier=classifier, components=single, macs=macs)
     if pairs:
         found |= average_scores(model, [views], seed, stages=stages, classifier=classifier, components=pairs)
     if is_dead(list(found.values())):
@@ -470,7 +484,7 @@ def _measure(
         if not isinstance(weight, Tensor) or tensor is None or not isinstance(output, Tensor):
             return
         macs = output.numel() // output.shape[0] // weight.shape[0] * weight.numel()
-        if output.requires_grad and bool((tensor != tensor[:1]).any()):
+        if output.requires_grad and _differs(tensor):
             layers.append((output, macs))
         else:
             constant_macs += macs
@@ -505,8 +519,18 @@ def _measure(
         )
     if gradient is not None:
         gradient = gradient * signs[:, :, None, None]
-    idle = sum(macs for (_, macs), g in zip(layers, reached, strict=True) if g is None or not bool(g.any()))
+    idle = sum(macs for (_, macs), g in zip(layers, reached, strict=True) if g is None or not _any(g))
     return _Pass([measured[name] for name in stages], recorder.all(images), features, gradient, constant_macs + idle)
+
+
+def _differs(tensor: Tensor) -> bool:
+    """Whether not all rows are equal; nearly always the first two tell."""
+    return bool((tensor[1] != tensor[0]).any()) or bool((tensor != tensor[:1]).any())
+
+
+def _any(tensor: Tensor) -> bool:
+    """Whether anything is not 0; nearly always the first row tells."""
+    return bool(tensor[0].any()) or bool(tensor.any())
 
 
 def _features(model: nn.Module, images: Tensor, classifier: str | None) -> Tensor:
@@ -582,9 +606,13 @@ class _Codes(TorchFunctionMode):
 
 def _agreement(codes: Tensor) -> Tensor:
     """(n, n): in how many activations two images agree."""
-    # With signs one matrix product counts what is on in both and what is off in both; float32 is exact up to 2^24.
-    signs = codes.to(torch.float32 if codes.shape[1] < 2**24 else torch.float64) * 2 - 1
-    return ((codes.shape[1] + signs @ signs.T) / 2).double().cpu()
+    # With signs a matrix product counts what is on in both and what is off in both; float32 is exact up to 2^24.
+    # In pieces that stay in the processor's cache: the signs of all activations are much larger than the codes.
+    total = torch.zeros(codes.shape[0], codes.shape[0], dtype=torch.float64, device=codes.device)
+    for piece in codes.split(2**14, dim=1):
+        signs = piece.to(torch.float32).mul_(2).sub_(1)
+        total += signs @ signs.T
+    return ((codes.shape[1] + total) / 2).cpu()
 
 
 def _finite(matrix: Tensor) -> Tensor:
