@@ -17,6 +17,7 @@ __all__ = [
     "ExperimentError",
     "GenotypeError",
     "ImagesError",
+    "InvalidSampleError",
     "SpaceError",
     "nearest",
 ]
@@ -32,6 +33,10 @@ class ConfigError(CssnasError, ValueError):
 
 class SpaceError(CssnasError, ValueError):
     """A model space that cannot be searched, or a sample that is not one of its architectures."""
+
+
+class InvalidSampleError(SpaceError):
+    """Choices that a constraint of their space forbids: no architecture, but no mistake of the user's either."""
 
 
 class GenotypeError(CssnasError, ValueError):

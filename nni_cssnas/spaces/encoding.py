@@ -1,17 +1,121 @@
-"""A model space as the flat choices that ``search_space.json`` and NNI's tuners carry, and back."""
+"""Any model space as the flat choices that ``search_space.json`` and NNI's tuners carry, and back without loss.
+
+A choice among numbers or strings stays as it is. Other values are written as JSON, or as ``index: repr`` where JSON
+cannot hold them. A choice of several (``InputChoice``, the inputs of a ``Cell``) becomes one choice among all its
+combinations, each written as a JSON list; if there are too many of those, a yes or no for each candidate.
+"""
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from nni_cssnas.errors import SpaceError, nearest
-from nni_cssnas.spaces.primitives import Categorical, ModelSpace
+from nni_cssnas.errors import InvalidSampleError, SpaceError, nearest
+from nni_cssnas.spaces.primitives import Categorical, CategoricalMultiple, Constraint, ModelSpace, Numerical
 
-__all__ = ["decode", "random_parameters", "search_space"]
+__all__ = ["check_constraints", "decode", "encode", "has_constraints", "random_parameters", "search_space"]
+
+MAX_COMBINATIONS = 128
+"""A choice of several with more combinations is searched candidate by candidate."""
+
+REMEDY = "write search_space.json anew with: nni-cssnas space proxy.yml"
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """One label of the space: how each of its values is written."""
+
+    label: str
+    written: tuple[Any, ...]
+    values: tuple[Any, ...]
+
+    def specs(self) -> dict[str, dict[str, Any]]:
+        return {self.label: {"_type": "choice", "_value": list(self.written)}} if len(self.written) > 1 else {}
+
+    def encode(self, value: Any) -> dict[str, Any]:
+        if value not in self.values:
+            raise SpaceError(f"choice {self.label} is {value!r}{nearest(value, map(str, self.values))}")
+        return {self.label: self.written[self.values.index(value)]} if len(self.written) > 1 else {}
+
+    def decode(self, parameters: Mapping[str, Any]) -> Any:
+        if len(self.written) == 1:
+            return self.values[0]
+        found = _take(parameters, self.label)
+        if found not in self.written:
+            raise SpaceError(f"choice {self.label} is {found!r}{nearest(found, map(str, self.written))}; {REMEDY}")
+        return self.values[self.written.index(found)]
+
+    def random(self, rng: np.random.Generator) -> dict[str, Any]:
+        return {self.label: self.written[rng.integers(len(self.written))]} if len(self.written) > 1 else {}
+
+
+@dataclass(frozen=True)
+class _Subset:
+    """A choice of several among many candidates: 1 or 0 for each, as ``label/index``."""
+
+    label: str
+    values: tuple[Any, ...]
+    number: int | None
+
+    def specs(self) -> dict[str, dict[str, Any]]:
+        return {f"{self.label}/{index}": {"_type": "choice", "_value": [0, 1]} for index in range(len(self.values))}
+
+    def encode(self, value: Sequence[Any]) -> dict[str, Any]:
+        return {f"{self.label}/{index}": int(item in value) for index, item in enumerate(self.values)}
+
+    def decode(self, parameters: Mapping[str, Any]) -> list[Any]:
+        bits = [_take(parameters, f"{self.label}/{index}") for index in range(len(self.values))]
+        chosen = [value for value, bit in zip(self.values, bits, strict=True) if bit]
+        if self.number is not None and len(chosen) != self.number:
+            raise InvalidSampleError(f"choice {self.label} takes {len(chosen)} candidates; it must take {self.number}")
+        return chosen
+
+    def random(self, rng: np.random.Generator) -> dict[str, Any]:
+        if self.number is None:
+            bits = rng.integers(2, size=len(self.values))
+        else:
+            bits = np.zeros(len(self.values), dtype=np.int64)
+            bits[rng.choice(len(self.values), self.number, replace=False)] = 1
+        return {f"{self.label}/{index}": int(bit) for index, bit in enumerate(bits)}
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A number from a range or a distribution, as NNI's search spaces have them."""
+
+    label: str
+    mutable: Any
+
+    def specs(self) -> dict[str, dict[str, Any]]:
+        m = self.mutable
+        if m.mu is not None and m.sigma is not None:
+            kind, arguments = "lognormal" if m.log_distributed else "normal", [m.mu, m.sigma]
+        elif math.isfinite(m.low) and math.isfinite(m.high):
+            kind, arguments = "loguniform" if m.log_distributed else "uniform", [m.low, m.high]
+        else:
+            raise SpaceError(
+                f"choice {self.label} has a distribution of its own; only uniform and normal can be searched"
+            )
+        if m.quantize is not None:
+            kind, arguments = f"q{kind}", [*arguments, m.quantize]
+        return {self.label: {"_type": kind, "_value": arguments}}
+
+    def encode(self, value: Any) -> dict[str, Any]:
+        return {self.label: value}
+
+    def decode(self, parameters: Mapping[str, Any]) -> Any:
+        # A tuner's normal distribution knows no bounds.
+        return self.mutable.qclip(_take(parameters, self.label))
+
+    def random(self, rng: np.random.Generator) -> dict[str, Any]:
+        state = np.random.RandomState(int(rng.integers(2**32)))  # noqa: NPY002 - what NNI takes
+        return {self.label: float(self.mutable.random(random_state=state))}
 
 
 def search_space(space: ModelSpace) -> dict[str, dict[str, Any]]:
@@ -20,19 +124,11 @@ def search_space(space: ModelSpace) -> dict[str, dict[str, Any]]:
     Raises
     ------
     SpaceError
-        If the space has no choice, or one that is not a choice among numbers or strings.
+        If the space has no choice, or one that NNI's search spaces cannot hold.
     """
     result: dict[str, dict[str, Any]] = {}
-    for label, mutable in space.simplify().items():
-        if not isinstance(mutable, Categorical):
-            raise SpaceError(
-                f"choice {label} is a {type(mutable).__name__}; only choices among fixed values can be searched"
-            )
-        for value in mutable.values:
-            if not isinstance(value, (str, int, float)):
-                raise SpaceError(f"choice {label} has the value {value!r}; only numbers and strings can be searched")
-        if len(mutable.values) > 1:
-            result[str(label)] = {"_type": "choice", "_value": list(mutable.values)}
+    for choice in _choices(space):
+        result |= choice.specs()
     if not result:
         raise SpaceError(
             f"space {type(space).__name__} has no choice, so there is nothing to search; "
@@ -42,36 +138,115 @@ def search_space(space: ModelSpace) -> dict[str, dict[str, Any]]:
     return json.loads(json.dumps(result))  # type: ignore[no-any-return]
 
 
+def encode(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A tuner's parameters from a sample of the space (``space.random()``): the inverse of :func:`decode`.
+
+    Raises
+    ------
+    SpaceError
+        If the sample lacks a choice, or has a value that is not the space's.
+    """
+    parameters: dict[str, Any] = {}
+    for choice in _choices(space):
+        if choice.label not in sample:
+            raise SpaceError(f"the sample has no choice {choice.label!r}{nearest(choice.label, map(str, sample))}")
+        parameters |= choice.encode(sample[choice.label])
+    return json.loads(json.dumps(parameters))  # type: ignore[no-any-return]
+
+
 def decode(space: ModelSpace, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """A sample for ``space.freeze`` from a tuner's parameters.
 
     Raises
     ------
+    InvalidSampleError
+        If a constraint of the space forbids it.
     SpaceError
         If a choice is missing or unknown, or a value is not among its candidates; usually the space in
         ``proxy.yml`` was changed and ``search_space.json`` was not.
     """
-    remedy = "write search_space.json anew with: nni-cssnas space proxy.yml"
-    choices = search_space(space)
+    choices = list(_choices(space))
+    known = {label for choice in choices for label in choice.specs()}
     for label in parameters:
-        if label not in choices:
-            raise SpaceError(f"the space has no choice {label!r}{nearest(label, choices)}; {remedy}")
-    sample: dict[str, Any] = {}
-    for label, mutable in space.simplify().items():
-        label = str(label)
-        if label not in choices:
-            sample[label] = mutable.values[0]
-        elif label not in parameters:
-            raise SpaceError(f"choice {label!r} has no value in the parameters; {remedy}")
-        elif parameters[label] not in mutable.values:
-            raise SpaceError(
-                f"choice {label} is {parameters[label]!r}{nearest(parameters[label], map(str, mutable.values))}; {remedy}"
-            )
-        else:
-            sample[label] = parameters[label]
+        if label not in known:
+            raise SpaceError(f"the space has no choice {label!r}{nearest(label, known)}; {REMEDY}")
+    sample = {choice.label: choice.decode(parameters) for choice in choices}
+    check_constraints(space, sample)
     return sample
 
 
+def has_constraints(space: ModelSpace) -> bool:
+    """Whether some combinations of choices are no architectures."""
+    leaves = space.simplify().values()
+    return any(isinstance(leaf, Constraint) for leaf in leaves) or any(
+        isinstance(choice, _Subset) and choice.number is not None for choice in _choices(space)
+    )
+
+
+def check_constraints(space: ModelSpace, sample: Mapping[str, Any]) -> None:
+    """Raise InvalidSampleError, with NNI's reason, if a constraint of the space forbids the sample."""
+    for label, leaf in space.simplify().items():
+        if isinstance(leaf, Constraint):
+            problem = leaf.check_contains(dict(sample))
+            if problem is not None:
+                reason = " ".join(str(problem).split())
+                raise InvalidSampleError(f"constraint {label} of space {type(space).__name__} is not met: {reason}")
+
+
 def random_parameters(space: ModelSpace, rng: np.random.Generator) -> dict[str, Any]:
-    """One uniformly random value for every choice, in the form of a tuner's parameters."""
-    return {label: spec["_value"][rng.integers(len(spec["_value"]))] for label, spec in search_space(space).items()}
+    """One random value for every choice, all equally likely, in the form of a tuner's parameters.
+
+    Raises
+    ------
+    SpaceError
+        If 10,000 draws in a row break a constraint of the space.
+    """
+    choices = list(_choices(space))
+    constrained = has_constraints(space)
+    for _ in range(10_000):
+        parameters: dict[str, Any] = {}
+        for choice in choices:
+            parameters |= choice.random(rng)
+        if constrained:
+            try:
+                decode(space, parameters)
+            except InvalidSampleError:
+                continue
+        return parameters
+    raise SpaceError(f"10,000 random architectures of space {type(space).__name__} broke its constraints; loosen them")
+
+
+def _choices(space: ModelSpace) -> Iterator[_Choice | _Subset | _Number]:
+    for name, leaf in space.simplify().items():
+        label = str(name)
+        if isinstance(leaf, CategoricalMultiple):
+            values = tuple(leaf.values)
+            numbers = range(len(values) + 1) if leaf.n_chosen is None else [leaf.n_chosen]
+            if sum(math.comb(len(values), number) for number in numbers) > MAX_COMBINATIONS:
+                yield _Subset(label, values, leaf.n_chosen)
+            else:
+                subsets = [list(some) for number in numbers for some in itertools.combinations(values, number)]
+                yield _Choice(label, tuple(_written(subsets)), tuple(subsets))
+        elif isinstance(leaf, Categorical):
+            yield _Choice(label, tuple(_written(leaf.values)), tuple(leaf.values))
+        elif isinstance(leaf, Numerical):
+            yield _Number(label, leaf)
+        elif not isinstance(leaf, Constraint):
+            raise SpaceError(f"choice {label} is a {type(leaf).__name__}, which cannot be searched")
+
+
+def _written(values: Sequence[Any]) -> list[Any]:
+    """Each value as a number or a string, all different."""
+    if all(isinstance(value, (str, int, float)) for value in values) and len(set(values)) == len(values):
+        return list(values)
+    try:
+        texts = [json.dumps(value) for value in values]
+    except (TypeError, ValueError):
+        texts = [f"{index}: {value!r}" for index, value in enumerate(values)]
+    return texts if len(set(texts)) == len(texts) else [f"{index}: {text}" for index, text in enumerate(texts)]
+
+
+def _take(parameters: Mapping[str, Any], label: str) -> Any:
+    if label not in parameters:
+        raise SpaceError(f"choice {label!r} has no value in the parameters; {REMEDY}")
+    return parameters[label]

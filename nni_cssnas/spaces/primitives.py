@@ -9,7 +9,16 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module", category=RuntimeWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     from nni import choice
-    from nni.mutable import Categorical, LabeledMutable, ensure_frozen
+    from nni.mutable import Categorical, CategoricalMultiple, Constraint, LabeledMutable, Numerical, ensure_frozen
     from nni.nas.nn.pytorch import ModelSpace
 
-__all__ = ["Categorical", "LabeledMutable", "ModelSpace", "choice", "ensure_frozen"]
+__all__ = [
+    "Categorical",
+    "CategoricalMultiple",
+    "Constraint",
+    "LabeledMutable",
+    "ModelSpace",
+    "Numerical",
+    "choice",
+    "ensure_frozen",
+]
