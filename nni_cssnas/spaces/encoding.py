@@ -114,7 +114,7 @@ class _Number:
         return self.mutable.qclip(_take(parameters, self.label))
 
     def random(self, rng: np.random.Generator) -> dict[str, Any]:
-        state = np.random.RandomState(int(rng.integers(2**32)))  # noqa: NPY002 - what NNI takes
+        state = np.random.RandomState(int(rng.integers(2**32)))
         return {self.label: float(self.mutable.random(random_state=state))}
 
 

@@ -1,0 +1,107 @@
+"""What a tuner has proposed and learned, on disk: append-only, so that a kill at any byte loses at most one line.
+
+One JSON object a line::
+
+    {"proposed": 17, "session": 0, "parameters": {...}}
+    {"judged": 17, "session": 0, "score": -1.25}         null: the trial failed
+    {"imported": {...}, "session": 1, "score": -1.5}     told by NNI, not proposed by this tuner
+
+A session is one life of the tuner's process; NNI may give the same number to different proposals of two sessions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Entry", "Journal"]
+
+NAME = "cssnas-journal.jsonl"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A proposal of an earlier session: ``judged`` says whether its trial ended, ``score`` is None if that failed."""
+
+    parameters: dict[str, Any]
+    judged: bool = False
+    score: float | None = None
+
+
+class Journal:
+    """The file of one experiment.
+
+    Parameters
+    ----------
+    path
+        The file; made when there is something to write. None keeps nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.session = 0
+        self.entries: list[Entry] = []
+        """What earlier sessions left, in the order in which it was proposed."""
+        if path is not None and path.exists():
+            self._read(path)
+
+    @classmethod
+    def of_experiment(cls) -> Journal:
+        """That of the NNI experiment whose tuner this process is; one that keeps nothing outside of NNI."""
+        folder = os.environ.get("NNI_CHECKPOINT_DIRECTORY")
+        return cls(Path(folder) / NAME if folder else None)
+
+    def proposed(self, parameter_id: int, parameters: dict[str, Any]) -> None:
+        """A trial will be made of these parameters."""
+        self._write({"proposed": parameter_id, "session": self.session, "parameters": parameters})
+
+    def judged(self, parameter_id: int, score: float | None) -> None:
+        """The trial of a proposal of this session ended; None if it failed."""
+        self._write({"judged": parameter_id, "session": self.session, "score": score})
+
+    def imported(self, parameters: dict[str, Any], score: float | None) -> None:
+        """NNI told of a finished trial that this session did not propose."""
+        self._write({"imported": parameters, "session": self.session, "score": score})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # One write of a whole line to a file opened for appending: another process sees it or does not.
+        with self.path.open("ab", buffering=0) as file:
+            file.write(json.dumps(event, separators=(",", ":")).encode() + b"\n")
+
+    def _read(self, path: Path) -> None:
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            # The writer was killed within a line; what follows must not be glued to it.
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+        found: dict[Any, Entry] = {}
+        for event in _events(whole):
+            session = int(event.get("session", 0))
+            self.session = max(self.session, session + 1)
+            if "proposed" in event:
+                found[session, event["proposed"]] = Entry(event["parameters"])
+            elif "judged" in event:
+                entry = found.get((session, event["judged"]))
+                if entry is not None:
+                    found[session, event["judged"]] = Entry(entry.parameters, True, event["score"])
+            elif "imported" in event:
+                found[session, len(found), "imported"] = Entry(event["imported"], True, event["score"])
+        self.entries = list(found.values())
+
+
+def _events(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue  # damaged by something else than a kill; the others are whole
+        if isinstance(event, dict):
+            yield event

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nni_cssnas.tuners.journal import NAME, Entry, Journal
+from nni_cssnas.tuners.tpe import Tpe
+
+CHOICES: dict[str, Any] = {f"c{i}": {"_type": "choice", "_value": [f"v{j}" for j in range(4)]} for i in range(6)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
+    return tmp_path
+
+
+def objective(parameters: dict[str, str]) -> float:
+    return float(sum(int(value[1:]) for value in parameters.values()))
+
+
+def tuner(**values: Any) -> Tpe:
+    made = Tpe(seed=0, tpe_args={"n_startup_jobs": 8}, **values)
+    made.update_search_space(CHOICES)
+    return made
+
+
+def run(made: Tpe, numbers: range) -> list[dict[str, str]]:
+    proposals = []
+    for number in numbers:
+        proposals.append(made.generate_parameters(number))
+        if number % 5 == 4:
+            made.trial_end(number, False)
+        else:
+            made.receive_trial_result(number, proposals[-1], {"default": objective(proposals[-1])})
+            made.trial_end(number, True)
+    return proposals
+
+
+def history(made: Tpe) -> list[tuple[list[tuple[str, Any]], float]]:
+    return [(sorted((str(key), value) for key, value in params.items()), loss) for params, loss in made._table.trials]
+
+
+def test_a_restarted_tuner_knows_everything(folder: Path) -> None:
+    first = tuner()
+    before = run(first, range(20))
+    running = first.generate_parameters(20)
+    second = tuner()
+    assert history(second) == history(first)
+    after = run(second, range(15))  # NNI may number anew
+    seen = [json.dumps(item, sort_keys=True) for item in [*before, running, *after]]
+    assert len(set(seen)) == len(seen)
+    third = tuner()
+    assert history(third) == history(second)
+
+
+def test_no_second_random_start(folder: Path) -> None:
+    first = tuner()
+    before = run(first, range(20))
+    fresh = Tpe(seed=0, tpe_args={"n_startup_jobs": 8})
+    second = tuner()
+    # 20 of 20 are there: the estimator proposes, not chance. With all scores equal to the digit sum it wants large digits.
+    assert np.mean([objective(item) for item in run(second, range(10))]) > np.mean(
+        [objective(item) for item in before[:8]]
+    )
+    assert len(second._table) == 30
+    assert fresh is not second
+
+
+def test_a_kill_at_any_byte(folder: Path) -> None:
+    first = tuner()
+    run(first, range(6))
+    path = folder / NAME
+    data = path.read_bytes()
+    whole = [number for number, byte in enumerate(data) if byte == ord("\n")]
+    for size in range(len(data) + 1):
+        path.write_bytes(data[:size])
+        entries = Journal(path).entries
+        lines = [
+            json.loads(line) for line in data[: max((end + 1 for end in whole if end < size), default=0)].splitlines()
+        ]
+        assert len(entries) == sum("proposed" in line for line in lines)
+        assert sum(entry.judged for entry in entries) == sum("judged" in line for line in lines)
+        journal = Journal(path)
+        journal.proposed(99, {"c0": "v1"})
+        assert Journal(path).entries == [*entries, Entry({"c0": "v1"})]
+
+
+def test_a_damaged_line_costs_only_itself(folder: Path) -> None:
+    run(tuner(), range(4))
+    path = folder / NAME
+    lines = path.read_bytes().splitlines()
+    lines[2] = b"\x00\x00\xff"
+    path.write_bytes(b"\n".join([*lines, b"[]", b""]))
+    assert len(Journal(path).entries) == 3
+
+
+def test_what_nni_replays_is_taken_once(folder: Path) -> None:
+    first = tuner()
+    proposals = run(first, range(10))
+    running = first.generate_parameters(10)
+    second = tuner()
+    replayed = [{"parameter": item, "value": {"default": objective(item)}} for item in proposals]
+    second.import_data(replayed)
+    # A trial that failed was run again and has a score now; so has the one that was running. The others are known.
+    expected = {loss for _, loss in history(first)} - {float("inf")}
+    assert len(second._table) == 10
+    assert {loss for _, loss in history(second)} == expected | {-objective(item) for item in proposals}
+    second.import_data([{"parameter": running, "value": 1.5}])
+    second.import_data([{"parameter": running, "value": 1.5}])
+    assert len(second._table) == 11
+    assert sorted(history(tuner())) == sorted(history(second))
+
+
+def test_a_changed_search_space_leaves_out_what_does_not_fit(folder: Path) -> None:
+    run(tuner(), range(6))
+    other = Tpe(seed=0)
+    other.update_search_space({"x": {"_type": "choice", "_value": [1, 2, 3]}})
+    assert len(other._table) == 0
+    assert other.generate_parameters(0)["x"] in (1, 2, 3)
+
+
+def test_outside_of_nni_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NNI_CHECKPOINT_DIRECTORY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    run(tuner(), range(3))
+    assert not list(tmp_path.iterdir())
