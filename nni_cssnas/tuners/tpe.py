@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from nni import NoMoreTrialError, load
 from nni.algorithms.hpo import random_tuner, tpe_tuner
 from nni.algorithms.hpo.tpe_tuner import TpeTuner
 from nni.common.hpo_utils import OptimizeMode, deformat_parameters, format_parameters, format_search_space
+from numpy.typing import NDArray
 
 from nni_cssnas.config import ScreenConfig
 from nni_cssnas.tuners.base import finite_score
@@ -107,7 +107,8 @@ class Tpe(TpeTuner):  # type: ignore[misc]
         if entries:
             if self._seed is not None:
                 # The same seed, but not the random draws of the earlier sessions once more.
-                self.rng = self.dedup.rng = np.random.default_rng([self._seed, len(entries)])
+                rng = np.random.default_rng([self._seed, len(entries)])
+                self.rng, self.dedup.rng = rng, rng
             _logger.info("took over %d finished trials and %d others from the journal", judged, len(entries) - judged)
 
     def generate_parameters(self, parameter_id: int, **kwargs: Any) -> Any:

@@ -172,7 +172,7 @@ def test_a_proposal_is_quick_after_thousands_of_trials() -> None:
     tuner = Tpe(seed=0)
     tuner.update_search_space(space(32, 7))
     rng = np.random.default_rng(0)
-    for number in range(5000):
+    for _ in range(5000):
         parameters = {f"c{index}": f"v{rng.integers(7)}" for index in range(32)}
         tuner.import_data([{"parameter": parameters, "value": float(rng.normal())}])
     # Counted, not timed: NNI's would look at every record for every choice.
