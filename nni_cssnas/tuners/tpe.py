@@ -67,6 +67,8 @@ class Tpe(TpeTuner):  # type: ignore[misc]
           classArgs: {seed: 0, tpe_args: {n_startup_jobs: 8}}
     """
 
+    rng: np.random.Generator
+
     def __init__(
         self,
         optimize_mode: str = "maximize",
