@@ -245,7 +245,7 @@ class UntrainedConfig(Section):
     weights: dict[str, Annotated[float, Field(gt=0)]] = DEFAULT_WEIGHTS
     batch_size: int = Field(64, ge=4)
     references: int = Field(128, ge=8)
-    criterion_weight: float = Field(1.0, gt=0)
+    criterion_weight: float = Field(0.5, gt=0)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

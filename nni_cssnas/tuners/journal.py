@@ -82,19 +82,26 @@ class Journal:
             # The writer was killed within a line; what follows must not be glued to it.
             with path.open("r+b") as file:
                 file.truncate(len(whole))
-        found: dict[Any, Entry] = {}
+        found: dict[str, Entry] = {}  # by their parameters, in the order in which they came
+        names: dict[tuple[int, int], str] = {}
         for event in _events(whole):
             session = int(event.get("session", 0))
             self.session = max(self.session, session + 1)
             if "proposed" in event:
-                found[session, event["proposed"]] = Entry(event["parameters"])
+                key = names[session, event["proposed"]] = _key(event["parameters"])
+                found.setdefault(key, Entry(event["parameters"]))
             elif "judged" in event:
-                entry = found.get((session, event["judged"]))
-                if entry is not None:
-                    found[session, event["judged"]] = Entry(entry.parameters, True, event["score"])
+                key = names.get((session, event["judged"]), "")
+                if key in found:
+                    found[key] = Entry(found[key].parameters, True, event["score"])
             elif "imported" in event:
-                found[session, len(found), "imported"] = Entry(event["imported"], True, event["score"])
+                # Often a proposal of before, whose trial NNI ran again.
+                found[_key(event["imported"])] = Entry(event["imported"], True, event["score"])
         self.entries = list(found.values())
+
+
+def _key(parameters: dict[str, Any]) -> str:
+    return json.dumps(parameters, sort_keys=True)
 
 
 def _events(data: bytes) -> Iterator[dict[str, Any]]:
