@@ -555,8 +555,15 @@ def _rotate(view: Tensor, parameters: ViewParameters) -> Tensor:
         return torch.where(parameters.quarter.view(-1, 1, 1, 1), view.rot90(1, (2, 3)), view)
     if parameters.angle is None:
         return view
+    if not _sorts(view.device):
+        return _turn(view, parameters.angle)
+    turned = parameters.angle.nonzero().squeeze(1)
+    return view.index_copy_(0, turned, _turn(view[turned], parameters.angle[turned]))
+
+
+def _turn(view: Tensor, degrees: Tensor) -> Tensor:
     size = view.shape[-1]
-    angle = torch.deg2rad(parameters.angle).view(-1, 1, 1)
+    angle = torch.deg2rad(degrees).view(-1, 1, 1)
     cosine, sine = angle.cos(), angle.sin()
     centre = torch.arange(size, device=view.device) + (0.5 - size / 2)
     y, x = centre.view(1, size, 1), centre.view(1, 1, size)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -127,7 +128,7 @@ def search_space(space: ModelSpace) -> dict[str, dict[str, Any]]:
         If the space has no choice, or one that NNI's search spaces cannot hold.
     """
     result: dict[str, dict[str, Any]] = {}
-    for choice in _choices(space):
+    for choice in _flat(space).choices:
         result |= choice.specs()
     if not result:
         raise SpaceError(
@@ -147,7 +148,7 @@ def encode(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
         If the sample lacks a choice, or has a value that is not the space's.
     """
     parameters: dict[str, Any] = {}
-    for choice in _choices(space):
+    for choice in _flat(space).choices:
         if choice.label not in sample:
             raise SpaceError(f"the sample has no choice {choice.label!r}{nearest(choice.label, map(str, sample))}")
         parameters |= choice.encode(sample[choice.label])
@@ -165,7 +166,7 @@ def decode(space: ModelSpace, parameters: Mapping[str, Any]) -> dict[str, Any]:
         If a choice is missing or unknown, or a value is not among its candidates; usually the space in
         ``proxy.yml`` was changed and ``search_space.json`` was not.
     """
-    choices = list(_choices(space))
+    choices = _flat(space).choices
     known = {label for choice in choices for label in choice.specs()}
     for label in parameters:
         if label not in known:
@@ -177,20 +178,17 @@ def decode(space: ModelSpace, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def has_constraints(space: ModelSpace) -> bool:
     """Whether some combinations of choices are no architectures."""
-    leaves = space.simplify().values()
-    return any(isinstance(leaf, Constraint) for leaf in leaves) or any(
-        isinstance(choice, _Subset) and choice.number is not None for choice in _choices(space)
-    )
+    flat = _flat(space)
+    return bool(flat.constraints) or any(isinstance(item, _Subset) and item.number is not None for item in flat.choices)
 
 
 def check_constraints(space: ModelSpace, sample: Mapping[str, Any]) -> None:
     """Raise InvalidSampleError, with NNI's reason, if a constraint of the space forbids the sample."""
-    for label, leaf in space.simplify().items():
-        if isinstance(leaf, Constraint):
-            problem = leaf.check_contains(dict(sample))
-            if problem is not None:
-                reason = " ".join(str(problem).split())
-                raise InvalidSampleError(f"constraint {label} of space {type(space).__name__} is not met: {reason}")
+    for label, constraint in _flat(space).constraints.items():
+        problem = constraint.check_contains(dict(sample))
+        if problem is not None:
+            reason = " ".join(str(problem).split())
+            raise InvalidSampleError(f"constraint {label} of space {type(space).__name__} is not met: {reason}")
 
 
 def random_parameters(space: ModelSpace, rng: np.random.Generator) -> dict[str, Any]:
@@ -201,7 +199,7 @@ def random_parameters(space: ModelSpace, rng: np.random.Generator) -> dict[str, 
     SpaceError
         If 10,000 draws in a row break a constraint of the space.
     """
-    choices = list(_choices(space))
+    choices = _flat(space).choices
     constrained = has_constraints(space)
     for _ in range(10_000):
         parameters: dict[str, Any] = {}
@@ -216,23 +214,39 @@ def random_parameters(space: ModelSpace, rng: np.random.Generator) -> dict[str, 
     raise SpaceError(f"10,000 random architectures of space {type(space).__name__} broke its constraints; loosen them")
 
 
-def _choices(space: ModelSpace) -> Iterator[_Choice | _Subset | _Number]:
-    for name, leaf in space.simplify().items():
-        label = str(name)
-        if isinstance(leaf, CategoricalMultiple):
-            values = tuple(leaf.values)
-            numbers = range(len(values) + 1) if leaf.n_chosen is None else [leaf.n_chosen]
-            if sum(math.comb(len(values), number) for number in numbers) > MAX_COMBINATIONS:
-                yield _Subset(label, values, leaf.n_chosen)
-            else:
-                subsets = [list(some) for number in numbers for some in itertools.combinations(values, number)]
-                yield _Choice(label, tuple(_written(subsets)), tuple(subsets))
-        elif isinstance(leaf, Categorical):
-            yield _Choice(label, tuple(_written(leaf.values)), tuple(leaf.values))
-        elif isinstance(leaf, Numerical):
-            yield _Number(label, leaf)
-        elif not isinstance(leaf, Constraint):
-            raise SpaceError(f"choice {label} is a {type(leaf).__name__}, which cannot be searched")
+@dataclass(frozen=True)
+class _Flat:
+    choices: tuple[_Choice | _Subset | _Number, ...]
+    constraints: dict[str, Any]
+
+
+# Asking a large space takes longer than scoring one of its architectures.
+_FLAT: WeakKeyDictionary[Any, _Flat] = WeakKeyDictionary()
+
+
+def _flat(space: ModelSpace) -> _Flat:
+    if space not in _FLAT:
+        leaves = {str(label): leaf for label, leaf in space.simplify().items()}
+        _FLAT[space] = _Flat(
+            tuple(_choice(label, leaf) for label, leaf in leaves.items() if not isinstance(leaf, Constraint)),
+            {label: leaf for label, leaf in leaves.items() if isinstance(leaf, Constraint)},
+        )
+    return _FLAT[space]
+
+
+def _choice(label: str, leaf: Any) -> _Choice | _Subset | _Number:
+    if isinstance(leaf, CategoricalMultiple):
+        values = tuple(leaf.values)
+        numbers = range(len(values) + 1) if leaf.n_chosen is None else [leaf.n_chosen]
+        if sum(math.comb(len(values), number) for number in numbers) > MAX_COMBINATIONS:
+            return _Subset(label, values, leaf.n_chosen)
+        subsets = [list(some) for number in numbers for some in itertools.combinations(values, number)]
+        return _Choice(label, tuple(_written(subsets)), tuple(subsets))
+    if isinstance(leaf, Categorical):
+        return _Choice(label, tuple(_written(leaf.values)), tuple(leaf.values))
+    if isinstance(leaf, Numerical):
+        return _Number(label, leaf)
+    raise SpaceError(f"choice {label} is a {type(leaf).__name__}, which cannot be searched")
 
 
 def _written(values: Sequence[Any]) -> list[Any]:

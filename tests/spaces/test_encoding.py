@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 
 from nni_cssnas.config import SpaceConfig
-from nni_cssnas.errors import SpaceError
-from nni_cssnas.spaces import CellSpace, decode, make_space, random_parameters, search_space
-from nni_cssnas.spaces.primitives import ModelSpace, choice
+from nni_cssnas.errors import InvalidSampleError, SpaceError
+from nni_cssnas.spaces import CellSpace, decode, encode, make_space, random_parameters, search_space
+from nni_cssnas.spaces.encoding import has_constraints
+from nni_cssnas.spaces.primitives import Categorical, CategoricalMultiple, Constraint, ModelSpace, Numerical, choice
 
 
 class NoChoice(ModelSpace):  # type: ignore[misc]
@@ -65,3 +70,134 @@ def test_make_space_explains(name: str, arguments: dict[str, int], message: str)
 def test_make_space_makes_a_hub_space() -> None:
     space = make_space(SpaceConfig(name="nni.nas.hub.pytorch:NasBench201"))
     assert len(search_space(space)) == 6
+
+
+CELLS: dict[str, Any] = {"width": 8, "num_cells": 3, "dataset": "cifar"}
+SPACES = {
+    **dict.fromkeys(("DARTS", "NASNet", "ENAS", "AmoebaNet", "PNAS"), CELLS),
+    **{
+        name: {}
+        for name in (
+            "MobileNetV3Space",
+            "ProxylessNAS",
+            "ShuffleNetSpace",
+            "NasBench101",
+            "NasBench201",
+            "AutoFormer",
+        )
+    },
+}
+
+
+def random_sample(space: Any) -> dict[str, Any]:
+    """NNI's own draw of every choice, without building the network."""
+    leaves = {str(label): leaf for label, leaf in space.simplify().items() if not isinstance(leaf, Constraint)}
+    while True:
+        sample = {label: leaf.random() for label, leaf in leaves.items()}
+        # On a copy, for NasBench101 writes its pruned graph into what it is asked about.
+        if space.contains(dict(sample)):
+            return sample
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SPACES)
+def test_every_hub_space_there_and_back(name: str) -> None:
+    space = make_space(SpaceConfig(name=f"nni.nas.hub.pytorch:{name}", arguments=SPACES[name]))
+    choices = search_space(space)
+    assert json.loads(json.dumps(choices)) == choices
+    assert all(isinstance(value, (str, int, float)) for spec in choices.values() for value in spec["_value"])
+    assert has_constraints(space) == (name == "NasBench101")
+    rng = np.random.default_rng(0)
+    for number in range(10):
+        sample = random_sample(space)
+        parameters = json.loads(json.dumps(encode(space, sample)))
+        assert parameters.keys() == choices.keys()
+        assert all(parameters[label] in spec["_value"] for label, spec in choices.items())
+        assert decode(space, parameters) == sample
+        drawn = decode(space, random_parameters(space, rng))
+        assert space.contains(drawn)
+        if number == 0:
+            space.freeze(drawn)
+
+
+@pytest.mark.parametrize("encoding", ["two-input", "edge"])
+def test_cell_spaces_there_and_back(encoding: str) -> None:
+    space = CellSpace(num_nodes=4, num_cells=3, channels=4, encoding=encoding)
+    for _ in range(200):
+        sample = random_sample(space)
+        assert decode(space, json.loads(json.dumps(encode(space, sample)))) == sample
+
+
+def of(*leaves: Any) -> ModelSpace:
+    space = NoChoice()
+    space.add_mutable(*leaves) if len(leaves) == 1 else [space.add_mutable(leaf) for leaf in leaves]
+    return space
+
+
+@pytest.mark.parametrize(
+    ("make", "number", "constrained"),
+    [
+        (lambda: CategoricalMultiple(["a", "b", "c", "d"], n_chosen=2, label="x"), 6, False),
+        (lambda: CategoricalMultiple([1, 2, 3], label="x"), 8, False),
+        (lambda: CategoricalMultiple(range(12), n_chosen=4, label="x"), 2, True),  # 495 combinations
+        (lambda: CategoricalMultiple(range(12), label="x"), 2, False),
+        (lambda: Categorical([(3, 3), (5, 5)], label="x"), 2, False),
+        (lambda: Categorical([None, True, "1"], label="x"), 3, False),
+        (lambda: Categorical([frozenset([1]), 2j], label="x"), 2, False),
+    ],
+)
+def test_choices_of_any_kind(make: Callable[[], Any], number: int, constrained: bool) -> None:
+    space = of(make())
+    for spec in search_space(space).values():
+        assert len(spec["_value"]) == number
+        assert len(set(map(repr, spec["_value"]))) == number
+    assert has_constraints(space) == constrained
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        parameters = random_parameters(space, rng)
+        sample = decode(space, parameters)
+        assert space.contains(sample)
+        assert encode(space, sample) == parameters
+        again = decode(space, encode(space, random_sample(space)))
+        assert space.contains(again)
+
+
+@pytest.mark.parametrize(
+    ("leaf", "spec"),
+    [
+        (lambda: Numerical(0.5, 2, label="x"), {"_type": "uniform", "_value": [0.5, 2]}),
+        (lambda: Numerical(1, 64, log_distributed=True, label="x"), {"_type": "loguniform", "_value": [1, 64]}),
+        (lambda: Numerical(8, 64, quantize=8, label="x"), {"_type": "quniform", "_value": [8, 64, 8]}),
+        (lambda: Numerical(mu=1, sigma=2, label="x"), {"_type": "normal", "_value": [1, 2]}),
+    ],
+)
+def test_numbers(leaf: Callable[[], Any], spec: dict[str, Any]) -> None:
+    space = of(leaf())
+    assert search_space(space) == {"x": spec}
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        parameters = random_parameters(space, rng)
+        assert encode(space, decode(space, parameters)) == parameters
+
+
+def test_a_wrong_number_of_candidates_is_an_invalid_sample() -> None:
+    space = of(CategoricalMultiple(range(12), n_chosen=4, label="x"))
+    with pytest.raises(InvalidSampleError, match="choice x takes 1 candidates; it must take 4"):
+        decode(space, {f"x/{index}": int(index == 3) for index in range(12)})
+
+
+def test_a_sample_that_is_not_the_spaces() -> None:
+    space = of(choice("width", [8, 16]))
+    with pytest.raises(SpaceError, match="sample has no choice 'width'; did you mean 'wdth'"):
+        encode(space, {"wdth": 8})
+    with pytest.raises(SpaceError, match="choice width is 12"):
+        encode(space, {"width": 12})
+
+
+@pytest.mark.slow
+def test_a_constraint_is_named_with_its_reason() -> None:
+    space = make_space(SpaceConfig(name="nni.nas.hub.pytorch:NasBench101"))
+    parameters = random_parameters(space, np.random.default_rng(0))
+    empty = {label: "[]" if "input" in label else value for label, value in parameters.items()}
+    with pytest.raises(InvalidSampleError, match="constraint cell/final of space NasBench101 is not met"):
+        decode(space, empty)
