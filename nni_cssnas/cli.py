@@ -155,6 +155,62 @@ def screen(
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of the experiment; made if it is not there.")],
+    space: Annotated[
+        str, typer.Option("--space", help="module:attribute of an NNI model space.")
+    ] = "nni_cssnas.spaces:CellSpace",
+    images: Annotated[str, typer.Option("--images", help="A folder, an .npz, cifar10 or tiles.")] = "tiles",
+    arguments: Annotated[str, typer.Option(help="Arguments of the space, as YAML: '{width: 16}'.")] = "",
+    size: Annotated[int | None, typer.Option(min=8, help="Edge of the images in pixels.")] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="Layer that gives the logits, where it cannot be found; '' for none.")
+    ] = None,
+    score: Annotated[str, typer.Option(help="untrained, contrastive or combined.")] = "untrained",
+    preset: Annotated[str, typer.Option(help="cpu, gpu or paper.")] = "cpu",
+    trials: Annotated[int, typer.Option(min=1, help="Architectures to try.")] = 100,
+    concurrency: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that lie there.")] = False,
+) -> None:
+    """Write a ready experiment for any model space, after scoring one of its architectures."""
+    import yaml
+
+    from nni_cssnas.errors import ConfigError
+
+    settings: dict[str, object] = {"preset": preset, "score": score, "seed": seed}
+    try:
+        given = yaml.safe_load(arguments) if arguments else {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--arguments is not YAML: {error}") from None
+    if not isinstance(given, dict):
+        raise ConfigError(f"--arguments is {arguments!r}; it must be a mapping, as '{{width: 16}}'")
+    settings["space"] = {
+        "name": space,
+        **({"arguments": given} if given else {}),
+        **({} if classifier is None else {"classifier": classifier}),
+    }
+    source = images if images in ("tiles", "cifar10") else str(Path(images).expanduser().resolve())
+    settings["images"] = {"source": source, **({"size": size} if size else {})}
+    if size is not None:
+        # A preset's views are smaller than its images, which may be too small for the space.
+        settings["views"] = {"input_size": size}
+
+    from nni_cssnas.scaffold import Scaffold
+
+    scaffold = Scaffold(folder, settings, trials=trials, concurrency=concurrency)
+    if not force:
+        scaffold.refuse_to_overwrite()
+    with console.status("scoring one random architecture"):
+        result = scaffold.check()
+    cost = f"{_short(result.components['params'])} parameters, {_short(result.components['macs'])} multiply-adds"
+    console.print(f"a random architecture of {space} was scored: {cost}", highlight=False)
+    for path in scaffold.write():
+        console.print(f"  {path}", soft_wrap=True, highlight=False)
+    console.print(f"start the search with:\n  {scaffold.command}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def space(
     config: Annotated[Path, typer.Argument(help="The proxy.yml that names the space.")] = Path("proxy.yml"),
     output: Annotated[

@@ -20,6 +20,7 @@ from nni_cssnas.genotype import OPERATIONS
 __all__ = [
     "PRESETS",
     "CellSpaceConfig",
+    "ConstraintsConfig",
     "ContrastiveConfig",
     "ImagesConfig",
     "ProxyConfig",
@@ -264,6 +265,20 @@ class ScreenConfig(Section):
     """
 
     candidates: int = Field(8, ge=1)
+    proxy: Path = Path("proxy.yml")
+
+
+class ConstraintsConfig(Section):
+    """A tuner's ``constraints``: what breaks one never becomes a trial.
+
+    ``max_params`` and ``max_macs`` (multiply-adds) are those of the network as it is scored, without classifier, as the
+    records show them; ``max_latency_ms`` is the median time of a forward pass of one image on the configured device.
+    Constraints that the space itself declares are checked too. ``proxy`` is the ``proxy.yml`` that names the space.
+    """
+
+    max_params: int | None = Field(None, ge=1)
+    max_macs: int | None = Field(None, ge=1)
+    max_latency_ms: float | None = Field(None, gt=0)
     proxy: Path = Path("proxy.yml")
 
 

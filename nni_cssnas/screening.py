@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from nni_cssnas.config import ProxyConfig, ScreenConfig
+from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
 from nni_cssnas.errors import ConfigError, SpaceError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.proxy import Candidate, Proxy, candidate_seed, references_of
+from nni_cssnas.scores.cost import latency, multiply_adds, num_parameters
+from nni_cssnas.scores.device import resolve_device
+from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.encoding import decode, random_parameters, search_space
 from nni_cssnas.spaces.factory import make_space
 
-__all__ = ["Screened", "Screener"]
+__all__ = ["Feasibility", "Screened", "Screener"]
 
 
 @dataclass(frozen=True)
@@ -62,17 +65,8 @@ class Screener:
 
     @classmethod
     def of(cls, screen: ScreenConfig) -> Screener:
-        """The screener of a tuner; ``screen.proxy`` is looked for in the working folder, then where modules are."""
-        for folder in (Path.cwd(), *map(Path, sys.path)):
-            path = folder / screen.proxy
-            if path.is_file():
-                # A space of the user's own lies beside its experiment.
-                if str(path.parent.resolve()) not in sys.path:
-                    sys.path.append(str(path.parent.resolve()))
-                return cls(ProxyConfig.load(path))
-        raise ConfigError(
-            f"screen: proxy is {str(screen.proxy)!r}, which is neither in {Path.cwd()} nor in codeDirectory"
-        )
+        """The screener of a tuner."""
+        return cls(_load_proxy(screen.proxy, "screen"))
 
     def screen(self, parameters: Mapping[str, Any]) -> Screened:
         """Build and score one architecture; one that cannot be built or run has the worst score."""
@@ -144,6 +138,65 @@ class Screener:
             seen.add(key)
             repeats = 0
             yield parameters
+
+
+class Feasibility:
+    """Whether an architecture keeps the constraints of its space and of the user, before a trial is spent on it.
+
+    Parameters
+    ----------
+    limits
+        A tuner's ``constraints``.
+    config
+        All of ``proxy.yml``; by default that which ``limits`` names.
+
+    Raises
+    ------
+    CssnasError
+        If the space cannot be used.
+    """
+
+    def __init__(self, limits: ConstraintsConfig, config: ProxyConfig | None = None) -> None:
+        self.limits = limits
+        self.config = config or _load_proxy(limits.proxy, "constraints")
+        self.space = make_space(self.config.space)
+        self.size = self.config.views.input_size or self.config.images.size
+        self.measured = any((limits.max_params, limits.max_macs, limits.max_latency_ms))
+
+    def problem(self, parameters: Mapping[str, Any]) -> str | None:
+        """Which constraint an architecture breaks, and by how much; None if it keeps all."""
+        try:
+            sample = decode(self.space, parameters)
+            if not self.measured:
+                return None
+            backbone = Backbone(self.space.freeze(sample), self.size, self.config.space.classifier)
+            costs: list[tuple[str, float | None, Callable[[], float]]] = [
+                ("max_params", self.limits.max_params, lambda: num_parameters(backbone)),
+                ("max_macs", self.limits.max_macs, lambda: multiply_adds(backbone, (3, self.size, self.size))),
+                ("max_latency_ms", self.limits.max_latency_ms, lambda: self._latency(backbone)),
+            ]
+            for name, limit, cost in costs:
+                if limit is not None and (found := cost()) > limit:
+                    return f"{name} is {limit:g}, and it has {found:g}"
+        except SpaceError as error:
+            return str(error)
+        return None
+
+    def _latency(self, backbone: Backbone) -> float:
+        device = resolve_device(self.config.device)
+        return latency(backbone.to(device), torch.zeros(1, 3, self.size, self.size, device=device))
+
+
+def _load_proxy(name: Path, setting: str) -> ProxyConfig:
+    """A tuner's ``proxy.yml``: looked for in the working folder, then where modules are (``codeDirectory``)."""
+    for folder in (Path.cwd(), *map(Path, sys.path)):
+        path = folder / name
+        if path.is_file():
+            # A space of the user's own lies beside its experiment.
+            if str(path.parent.resolve()) not in sys.path:
+                sys.path.append(str(path.parent.resolve()))
+            return ProxyConfig.load(path)
+    raise ConfigError(f"{setting}: proxy is {str(name)!r}, which is neither in {Path.cwd()} nor in codeDirectory")
 
 
 _worker: Screener | None = None

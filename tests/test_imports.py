@@ -22,7 +22,7 @@ ALLOWED = {
     "spaces": {"config", "genotype", "modules", "spaces"},
     "results": {"genotype", "results"},
     "tuners": {"config", "screening", "tuners"},
-    "screening": {"config", "genotype", "proxy", "spaces"},
+    "screening": {"config", "genotype", "proxy", "scores", "spaces"},
     "proxy": {"config", "images", "scores", "spaces", "results"},
     "pairing": set(),
     "launch": {"tuners"},

@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nni import NoMoreTrialError
 from typer.testing import CliRunner
 
 from nni_cssnas.cli import app
-from nni_cssnas.config import ProxyConfig
+from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.evaluator import ProxyEvaluator
 from nni_cssnas.genotype import Genotype
-from nni_cssnas.screening import Screener
+from nni_cssnas.screening import Feasibility, Screener
 from nni_cssnas.spaces import decode, search_space
 from nni_cssnas.tuners.tpe import Tpe
 
@@ -148,3 +150,45 @@ def test_the_command_writes_a_ranked_table_and_the_best(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"screen.csv is there already"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
     assert (tmp_path / "found" / "screen.csv").read_bytes() == before
+
+
+def test_constraints_are_kept_before_a_trial_is_spent() -> None:
+    space = Screener(ProxyConfig(**SETTINGS))
+    free = proposals(Tpe(seed=0), 6)
+    sizes = [space.screen(item).components["params"] for item in free]
+    limit = int(sorted(sizes)[2])
+    tuner = Tpe(seed=0, constraints={"max_params": limit})
+    kept = proposals(tuner, 6)
+    assert all(space.screen(item).components["params"] <= limit for item in kept)
+    assert kept[0] == next(item for item, size in zip(free, sizes, strict=True) if size <= limit)
+    rejected = [loss for _, loss in tuner._table.trials if loss == float("inf")]
+    assert rejected
+
+
+@pytest.mark.parametrize("name", ["max_params", "max_macs", "max_latency_ms"])
+def test_a_problem_names_constraint_and_value(name: str) -> None:
+    config = ProxyConfig(**SETTINGS)
+    (item,) = Screener(config).random(1, seed=0)
+    tight = Feasibility(ConstraintsConfig(**{name: 1 if name != "max_latency_ms" else 1e-6}), config)
+    assert re.match(rf"{name} is \S+, and it has \S+", tight.problem(item.parameters) or "")
+    assert Feasibility(ConstraintsConfig(**{name: 10**12}), config).problem(item.parameters) is None
+
+
+def test_constraints_that_cannot_be_kept_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nni_cssnas.tuners.tpe.ATTEMPTS", 5)
+    with pytest.raises(NoMoreTrialError):
+        proposals(Tpe(seed=0, constraints={"max_params": 1}), 1)
+    with pytest.raises(ConfigError, match=r"max_parms.*did you mean 'max_params'"):
+        Tpe(constraints={"max_parms": 1})
+
+
+@pytest.mark.slow
+def test_the_constraints_of_a_space_itself(tmp_path: Path) -> None:
+    settings = {"space": {"name": "nni.nas.hub.pytorch:NasBench101"}, "images": {"size": 32}}
+    (tmp_path / "proxy.yml").write_text(json.dumps(settings))
+    feasible = Feasibility(ConstraintsConfig())
+    tuner = Tpe(seed=0, constraints={})
+    tuner.update_search_space(search_space(feasible.space))
+    for number in range(5):
+        assert feasible.problem(tuner.generate_parameters(number)) is None
+    assert any(loss == float("inf") for _, loss in tuner._table.trials)

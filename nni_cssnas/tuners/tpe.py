@@ -15,11 +15,14 @@ from nni.algorithms.hpo.tpe_tuner import TpeTuner
 from nni.common.hpo_utils import OptimizeMode, deformat_parameters, format_parameters, format_search_space
 from numpy.typing import NDArray
 
-from nni_cssnas.config import ScreenConfig
+from nni_cssnas.config import ConstraintsConfig, ScreenConfig
 from nni_cssnas.tuners.base import finite_score
 from nni_cssnas.tuners.journal import Entry, Journal
 
 __all__ = ["Tpe"]
+
+ATTEMPTS = 500
+"""Proposals in a row that may break the constraints."""
 
 _logger = logging.getLogger("nni.tuner.cssnas")
 
@@ -51,11 +54,15 @@ class Tpe(TpeTuner):  # type: ignore[misc]
     screen
         ``{candidates: k, proxy: proxy.yml}``: TPE proposes k different candidates, and the best by the untrained
         score becomes the trial (:class:`nni_cssnas.config.ScreenConfig`). Without it, plain TPE.
+    constraints
+        ``{max_params: ..., max_macs: ..., max_latency_ms: ..., proxy: proxy.yml}``
+        (:class:`nni_cssnas.config.ConstraintsConfig`): what breaks one counts as the worst and never becomes a trial.
+        ``{}`` checks only the constraints that the space itself declares.
 
     Raises
     ------
     CssnasError
-        If ``screen`` is wrong.
+        If ``screen`` or ``constraints`` is wrong.
 
     Examples
     --------
@@ -75,6 +82,7 @@ class Tpe(TpeTuner):  # type: ignore[misc]
         seed: int | None = None,
         tpe_args: dict[str, Any] | None = None,
         screen: dict[str, Any] | None = None,
+        constraints: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(optimize_mode=optimize_mode, seed=seed, tpe_args=tpe_args)
         # NNI calls trial_end from another thread than the rest.
@@ -86,6 +94,8 @@ class Tpe(TpeTuner):  # type: ignore[misc]
         self._table = _Table()
         self._screen = ScreenConfig(**screen) if screen else None
         self._screener: Any = None
+        self._constraints = None if constraints is None else ConstraintsConfig(**constraints)
+        self._feasibility: Any = None
 
     def update_search_space(self, space: Any) -> None:
         """Take the choices of ``search_space.json``; the first time, what earlier sessions left in the journal."""
@@ -124,11 +134,29 @@ class Tpe(TpeTuner):  # type: ignore[misc]
             return parameters
 
     def _propose(self, parameter_id: int) -> dict[str, Any]:
+        """One proposal of TPE that keeps the constraints. Raises NoMoreTrialError if none is found."""
         running = list(self._running_params.values()) if self.liar else []
         lie = self.liar.lie() if running else 0.0
-        params = self.dedup(self._table.suggest(self.args, self.rng, self.space, [(item, lie) for item in running]))
-        self._params[parameter_id] = self._running_params[parameter_id] = params
-        return deformat_parameters(params, self.space)  # type: ignore[no-any-return]
+        for _ in range(ATTEMPTS):
+            params = self.dedup(self._table.suggest(self.args, self.rng, self.space, [(item, lie) for item in running]))
+            parameters: dict[str, Any] = deformat_parameters(params, self.space)
+            problem = self._problem(parameters)
+            if problem is None:
+                self._params[parameter_id] = self._running_params[parameter_id] = params
+                return parameters
+            _logger.info("rejected %s: %s", parameters, problem)
+            self._remember(params, None)
+        _logger.error("%d proposals in a row break the constraints, the last: %s; loosen them", ATTEMPTS, problem)
+        raise NoMoreTrialError
+
+    def _problem(self, parameters: Mapping[str, Any]) -> str | None:
+        if self._constraints is None:
+            return None
+        if self._feasibility is None:
+            from nni_cssnas.screening import Feasibility  # torch: only for who asks for it
+
+            self._feasibility = Feasibility(self._constraints)
+        return self._feasibility.problem(parameters)  # type: ignore[no-any-return]
 
     def _write(self) -> Journal:
         return self._journal or Journal(None)

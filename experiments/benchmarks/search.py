@@ -1,0 +1,256 @@
+#!/usr/bin/env python3
+"""Which tuner finds good architectures with few evaluations?
+
+    python experiments/benchmarks/search.py --table nasbench201.csv.gz --seeds 50 --evaluations 150
+
+searches NAS-Bench-201 with every tuner and many seeds, looking a candidate's score up in the table instead of training it,
+and prints the true accuracy of the best candidate found, with 95 % intervals over the seeds. ``--score FILE`` takes the score
+from a ``scores.csv`` of ``rank_correlation.py`` instead of the true accuracy: then what is chosen without labels is judged
+by its true accuracy. Candidates that the table (or the file) does not hold are refused to every tuner alike, and cost nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nasbench201
+import numpy as np
+from nni.algorithms.hpo.tpe_tuner import TpeTuner
+from numpy.typing import NDArray
+from rank_correlation import COMBINED, default_table, read_table
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from nni_cssnas.config import DEFAULT_WEIGHTS
+from nni_cssnas.errors import ConfigError, CssnasError
+from nni_cssnas.scores.combine import log_ranks
+from nni_cssnas.tuners.tpe import Tpe
+
+EDGES = tuple((source, target) for target in (1, 2, 3) for source in range(target))
+OPERATIONS = tuple(nasbench201.OPERATIONS)
+SPACE = {f"{source}_{target}": {"_type": "choice", "_value": list(OPERATIONS)} for source, target in EDGES}
+
+Search = Callable[[Callable[[str], float | None], int, int], None]
+"""Asks for scores of architectures (None: refused) until it was given so many; the last argument is the seed."""
+
+
+def arch_of(parameters: Mapping[str, str]) -> str:
+    """The table's string of one choice for each edge."""
+    nodes = []
+    for target in (1, 2, 3):
+        nodes.append("|" + "|".join(f"{parameters[f'{source}_{target}']}~{source}" for source in range(target)) + "|")
+    return "+".join(nodes)
+
+
+def draw(rng: np.random.Generator) -> dict[str, str]:
+    return {name: OPERATIONS[rng.integers(len(OPERATIONS))] for name in SPACE}
+
+
+def with_tuner(make: Callable[[int], Any]) -> Search:
+    """A search by an NNI tuner, one trial after the other."""
+
+    def search(ask: Callable[[str], float | None], evaluations: int, seed: int) -> None:
+        tuner = make(seed)
+        tuner.update_search_space(SPACE)
+        number = done = 0
+        while done < evaluations:
+            parameters = tuner.generate_parameters(number)
+            score = ask(arch_of(parameters))
+            if score is not None:
+                tuner.receive_trial_result(number, parameters, score)
+                done += 1
+            tuner.trial_end(number, score is not None)
+            number += 1
+
+    return search
+
+
+def random_search(ask: Callable[[str], float | None], evaluations: int, seed: int) -> None:
+    """Uniform, without repetition."""
+    rng = np.random.default_rng(seed)
+    seen: set[str] = set()
+    done = 0
+    while done < evaluations:
+        arch = arch_of(draw(rng))
+        if arch not in seen:
+            seen.add(arch)
+            done += ask(arch) is not None
+
+
+def evolution(ask: Callable[[str], float | None], evaluations: int, seed: int) -> None:
+    """Regularised evolution (Real et al., arXiv:1802.01548) with the population and sample of NAS-Bench-201, 10 and 10/3."""
+    rng = np.random.default_rng(seed)
+    population: deque[tuple[float, dict[str, str]]] = deque(maxlen=10)
+    done = 0
+    while done < evaluations:
+        if len(population) < 10:
+            child = draw(rng)
+        else:
+            some = [population[index] for index in rng.choice(10, 3, replace=False)]
+            child = dict(max(some, key=lambda item: item[0])[1])
+            edge = list(SPACE)[rng.integers(len(SPACE))]
+            others = [name for name in OPERATIONS if name != child[edge]]
+            child[edge] = others[rng.integers(len(others))]
+        score = ask(arch_of(child))
+        if score is not None:
+            population.append((score, child))
+            done += 1
+
+
+def hyperopt_search(ask: Callable[[str], float | None], evaluations: int, seed: int) -> None:
+    """hyperopt's TPE with the paper's defaults; a refused candidate is a failed one."""
+    from hyperopt import STATUS_FAIL, STATUS_OK, Trials, fmin, hp, tpe
+
+    done = 0
+
+    def objective(parameters: Mapping[str, str]) -> dict[str, Any]:
+        nonlocal done
+        score = ask(arch_of(parameters))
+        done += score is not None
+        return {"status": STATUS_FAIL} if score is None else {"status": STATUS_OK, "loss": -score}
+
+    fmin(
+        objective,
+        {name: hp.choice(name, list(OPERATIONS)) for name in SPACE},
+        tpe.suggest,
+        max_evals=20 * evaluations,
+        rstate=np.random.default_rng(seed),
+        show_progressbar=False,
+        trials=Trials(),
+        early_stop_fn=lambda trials, *args: (done >= evaluations, args),
+    )
+
+
+SEARCHES: dict[str, Search] = {
+    "ours": with_tuner(lambda seed: Tpe(seed=seed)),
+    "nni-tpe": with_tuner(lambda seed: TpeTuner("maximize", seed=seed)),
+    "hyperopt": hyperopt_search,
+    "random": random_search,
+    "evolution": evolution,
+}
+
+
+class Oracle:
+    """Answers a search from the table, and remembers after each evaluation how good its best candidate truly is."""
+
+    def __init__(self, scores: Mapping[str, float], truth: Mapping[str, float]) -> None:
+        self.scores = scores
+        self.truth = truth
+        self.curve: list[float] = []
+        self._best = -np.inf
+
+    def ask(self, arch: str) -> float | None:
+        if arch not in self.scores:
+            return None
+        if self.scores[arch] > self._best:
+            self._best = self.scores[arch]
+            self._chosen = self.truth[arch]
+        self.curve.append(self._chosen)
+        return self.scores[arch]
+
+
+def interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(0, len(values), (2000, len(values)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def label_free(path: Path) -> dict[str, float]:
+    """The default untrained score of every row of a ``scores.csv``, ranked among each other."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        columns = {name: [float(row[name]) for row in rows] for name in DEFAULT_WEIGHTS}
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(
+            f"{path} is no scores.csv of rank_correlation.py with --scores {COMBINED} ({error!r}); write it anew"
+        ) from None
+    return dict(zip((row["arch"] for row in rows), log_ranks(columns, DEFAULT_WEIGHTS).tolist(), strict=True))
+
+
+def plot(curves: Mapping[str, NDArray[np.float64]], path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, values in curves.items():
+        x = np.arange(1, values.shape[1] + 1)
+        mean, error = values.mean(0), 1.96 * values.std(0) / np.sqrt(len(values))
+        axes.plot(x, mean, label=name)
+        axes.fill_between(x, mean - error, mean + error, alpha=0.2, linewidth=0)
+    axes.set_xlabel("evaluations")
+    axes.set_ylabel("true accuracy of the best found (%)")
+    axes.set_ylim(bottom=float(min(values.mean(0)[min(9, values.shape[1] - 1)] for values in curves.values())))
+    axes.legend()
+    figure.savefig(path, dpi=130)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, help="CSV with the columns arch and cifar10_test, plain or .gz")
+    parser.add_argument("--score", type=Path, help="scores.csv of rank_correlation.py (default: the true accuracy)")
+    parser.add_argument("--tuners", nargs="+", choices=SEARCHES, default=list(SEARCHES))
+    parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--evaluations", type=int, default=150)
+    parser.add_argument("--out", type=Path, default=Path("runs/search"))
+    args = parser.parse_args(arguments)
+    logging.disable(logging.WARNING)
+    console = Console()
+    try:
+        table = read_table(args.table or default_table("nasbench201"), nasbench201.to_sample)
+        truth = {entry.arch: entry.accuracy for entry in table}
+        scores = truth if args.score is None else label_free(args.score)
+        scores = {arch: score for arch, score in scores.items() if arch in truth}
+        if len(scores) < args.evaluations:
+            raise ConfigError(f"evaluations is {args.evaluations}, but only {len(scores)} architectures have a score")
+    except CssnasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    curves: dict[str, NDArray[np.float64]] = {}
+    for name in args.tuners:
+        found = []
+        for seed in track(range(args.seeds), description=name, console=console, transient=True):
+            oracle = Oracle(scores, truth)
+            SEARCHES[name](oracle.ask, args.evaluations, seed)
+            found.append(oracle.curve[: args.evaluations])
+        curves[name] = np.array(found)
+    steps = [number for number in (25, 50, 100, args.evaluations) if number <= args.evaluations]
+    report = Table(
+        title=f"true accuracy of the best by {'accuracy' if args.score is None else 'the label-free score'}, "
+        f"{args.seeds} seeds, {len(scores)} architectures, best {max(truth[arch] for arch in scores):.2f}"
+    )
+    report.add_column("tuner")
+    for number in dict.fromkeys(steps):
+        report.add_column(f"{number} evaluations", justify="right")
+    lines = {}
+    for name, values in curves.items():
+        cells = []
+        for number in dict.fromkeys(steps):
+            at = values[:, number - 1]
+            low, high = interval(at)
+            cells.append(f"{at.mean():.3f} [{low:.3f}, {high:.3f}]")
+            lines[f"{name}-{number}"] = [float(at.mean()), low, high]
+        report.add_row(name, *cells)
+    console.print(report)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "search.json").write_text(json.dumps(lines, indent=1))
+    plot(curves, args.out / "search.png")
+    console.print(f"search.json and search.png are in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

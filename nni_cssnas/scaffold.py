@@ -1,0 +1,157 @@
+"""A ready experiment folder for any model space (``nni-cssnas init``)."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nni_cssnas.config import ProxyConfig
+from nni_cssnas.errors import ConfigError
+from nni_cssnas.proxy import Proxy, ProxyResult, references_of
+from nni_cssnas.results.records import write_atomically
+from nni_cssnas.spaces import make_space, search_space
+
+__all__ = ["Scaffold"]
+
+FEW_REFERENCES = 8
+"""Enough to see that an architecture can be scored; an experiment draws its own."""
+
+
+class Scaffold:
+    """The files of an experiment, checked before one of them is written.
+
+    Parameters
+    ----------
+    folder
+        Where the experiment shall lie; made if it is not there.
+    settings
+        The contents of ``proxy.yml``.
+    trials, concurrency
+        Architectures to try, and how many at a time.
+
+    Raises
+    ------
+    CssnasError
+        If the settings are wrong, or the space, its module or the images cannot be used.
+    """
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, trials: int, concurrency: int) -> None:
+        self.folder = folder
+        self.config = ProxyConfig(**settings)
+        wanted = self.config.images.num_images
+        if wanted is not None and "num_images" not in settings["images"] and _has_fewer(settings["images"], wanted):
+            # The preset's part of the images is more than there are.
+            settings = settings | {"images": settings["images"] | {"num_images": None}}
+            self.config = ProxyConfig(**settings)
+        self.module = _own_module(self.config.space.name, Path.cwd())
+        self.space = make_space(self.config.space)
+        self.choices = search_space(self.space)
+        experiment = {
+            "experimentName": f"nni_cssnas: {self.config.space.name.split(':')[1]}",
+            "searchSpaceFile": "search_space.json",
+            "trialCommand": "python -m nni_cssnas.trial proxy.yml",
+            "trialCodeDirectory": ".",
+            "trialConcurrency": concurrency,
+            "maxTrialNumber": trials,
+            "tuner": {
+                "className": "nni_cssnas.tuners.tpe.Tpe",
+                "codeDirectory": ".",
+                "classArgs": {"seed": self.config.seed},
+            },
+            "trainingService": {"platform": "local"},
+        }
+        self.files = {
+            "experiment.yml": yaml.safe_dump(experiment, sort_keys=False),
+            "search_space.json": json.dumps(self.choices, indent=1) + "\n",
+            "proxy.yml": yaml.safe_dump(settings, sort_keys=False),
+            "README.md": self._readme(),
+        }
+        if self.module is not None:
+            self.files[self.module.name] = self.module.read_text(encoding="utf-8")
+
+    def refuse_to_overwrite(self) -> None:
+        """Raise ConfigError if a file of the folder has other contents."""
+        for name, text in self.files.items():
+            path = self.folder / name
+            if path.exists() and path.read_text(encoding="utf-8") != text:
+                raise ConfigError(f"{path} is there with other contents; name another folder, or use --force")
+
+    def check(self) -> ProxyResult:
+        """Score one random architecture as a trial would; gives its numbers, or raises what the trial would."""
+        untrained = self.config.untrained.model_copy(update={"references": FEW_REFERENCES})
+        contrastive = self.config.contrastive.model_copy(update={"steps": 2})
+        config = self.config.model_copy(update={"untrained": untrained, "contrastive": contrastive})
+        references = references_of(self.space, config)
+        proxy = Proxy(config, references)
+        proxy.prepare()
+        # Not the first reference: one that is drawn as a tuner would.
+        return proxy.judge(next(references.draw(config.seed + 1)))
+
+    def write(self) -> list[Path]:
+        """Write the files; gives their paths."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.files.items():
+            write_atomically(self.folder / name, text)
+        return [self.folder / name for name in self.files]
+
+    @property
+    def command(self) -> str:
+        """What starts the experiment."""
+        return f"nnictl create --config {shlex.quote(str(self.folder / 'experiment.yml'))}"
+
+    def _readme(self) -> str:
+        return f"""# Label-free search in {self.config.space.name}
+
+{len(self.choices)} choices, judged by `score: {self.config.score}` on {self.config.images.source}.
+
+    {self.command}
+    nni-cssnas best EXPERIMENT_ID
+
+or both in one, with a progress bar: `nni-cssnas run {shlex.quote(str(self.folder / "experiment.yml"))}`.
+
+`proxy.yml` says how a candidate is judged. After a change of the space: `nni-cssnas space proxy.yml --force`.
+"""
+
+
+def _has_fewer(images: dict[str, Any], number: int) -> bool:
+    """Whether a folder holds fewer pictures than ``number``; other sources say so themselves."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    paths = (path for path in Path(images["source"]).rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    return Path(images["source"]).is_dir() and sum(1 for _ in itertools.islice(paths, number)) < number
+
+
+def _own_module(name: str, folder: Path) -> Path | None:
+    """The file that must go with the experiment, since only this folder has the space's module; None if installed.
+
+    Raises
+    ------
+    ConfigError
+        If the module is a package of this folder, which cannot be copied as one file.
+    """
+    module = name.split(":")[0]
+    top = module.split(".")[0]
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return None
+    if spec is None or spec.origin is None or folder not in Path(spec.origin).parents:
+        return None
+    path = Path(spec.origin)
+    if path.parent == folder and path.suffix == ".py":
+        return path
+    if "site-packages" in path.parts:
+        return None
+    raise ConfigError(
+        f"space {name!r} is in a package below {folder}, which trials do not see; install it (pip install -e .) and run "
+        "this elsewhere, or put the space into one module file"
+    )
