@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
+
+import nasbench201
+import search
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """Half of a made-up table: an architecture is as good as it has convolutions."""
+    rng = np.random.default_rng(0)
+    archs = sorted({nasbench201.random_arch(rng) for _ in range(4000)})
+    path = tmp_path / "table.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["arch", "cifar10_test"])
+        writer.writerows([arch, 50 + 5 * arch.count("3x3~")] for arch in archs)
+    return path
+
+
+def test_strings_are_the_tables() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        parameters = search.draw(rng)
+        sample = nasbench201.to_sample(search.arch_of(parameters))
+        assert {edge: nasbench201.OPERATIONS[name] for edge, name in parameters.items()} == {
+            label.split("/")[1]: value for label, value in sample.items()
+        }
+
+
+@pytest.mark.parametrize("name", search.SEARCHES)
+def test_every_search_ends_after_its_evaluations(name: str, table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--table", str(table), "--tuners", name, "--seeds", "2", "--evaluations", "30", "--out", str(out)]
+    assert search.main(arguments) == 0
+    mean, low, high = json.loads((out / "search.json").read_text())[f"{name}-30"]
+    assert 60 <= low <= mean <= high <= 80
+    assert (out / "search.png").stat().st_size > 5000
+
+
+def test_the_oracle_judges_what_was_chosen_without_labels() -> None:
+    oracle = search.Oracle({"a": 1.0, "b": 3.0, "c": 2.0}, {"a": 90.0, "b": 80.0, "c": 95.0})
+    assert [oracle.ask(arch) for arch in "acbxc"] == [1.0, 2.0, 3.0, None, 2.0]
+    assert oracle.curve == [90.0, 95.0, 80.0, 80.0]
+
+
+def test_a_file_without_scores_is_refused(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert search.main(["--table", str(table), "--score", str(table)]) == 2
+    assert "is no scores.csv" in capsys.readouterr().err
