@@ -198,6 +198,7 @@ def init(
 
     from nni_cssnas.scaffold import Scaffold
 
+    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
     scaffold = Scaffold(folder, settings, trials=trials, concurrency=concurrency)
     if not force:
         scaffold.refuse_to_overwrite()

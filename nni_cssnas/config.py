@@ -54,7 +54,6 @@ DEFAULT_WEIGHTS = {
     "continuity": 0.25,
 }
 """What the default score is made of: how much each log-rank counts. Chosen on two spaces at once (README)."""
-"""What the default score is made of: how much each log-rank counts."""
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -196,9 +195,9 @@ class ContrastiveConfig(Section):
     from the first epoch to the last, minus the ``held_out`` loss on images that were not trained on,
     or minus the ``alignment`` or ``uniformity`` (arXiv:2005.10242) of the backbone's features of these.
     ``steps`` is the budget in optimiser steps, in place of ``epochs``. ``loss`` is NT-Xent (``ntxent``, with
-    ``memory_bank_size`` negatives from lightly's memory bank if it is not 0) or the paper's pretext-invariant two-term form (``pirl``, arXiv:1912.01991).
-    ``view_pool: fixed`` draws the views once and trains on the same pairs every epoch. ``compile`` runs the
-    network through ``torch.compile``, which takes a minute and pays off in trainings of many minutes.
+    ``memory_bank_size`` negatives from lightly's memory bank if it is not 0) or the paper's pretext-invariant
+    two-term form (``pirl``, arXiv:1912.01991). ``view_pool: fixed`` draws the views once, all in memory, and trains on
+    the same pairs every epoch. ``compile`` runs the network through ``torch.compile``, which takes a minute and pays off in trainings of many minutes.
     """
 
     criterion: Literal["loss", "drop", "held_out", "alignment", "uniformity"] = "loss"
@@ -330,7 +329,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "projection_dim": 64,
             "view_pool": "fixed",
             "held_out": 0.1112,
-            # 1.2 times faster, with one thread 1.3 (median of five architectures, experiments/benchmarks/speed.py).
+            # Faster for most architectures: experiments/benchmarks/speed.py compares.
             "channels_last": True,
         },
         # A quarter of the pixels: depthwise convolutions are slow on a CPU.

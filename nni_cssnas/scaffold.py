@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import shlex
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nni_cssnas.errors import ConfigError
 from nni_cssnas.proxy import Proxy, ProxyResult, references_of
 from nni_cssnas.results.records import write_atomically
 from nni_cssnas.spaces import make_space, search_space
+from nni_cssnas.spaces.encoding import has_constraints
 
 __all__ = ["Scaffold"]
 
@@ -53,6 +55,9 @@ class Scaffold:
         self.module = _own_module(self.config.space.name, Path.cwd())
         self.space = make_space(self.config.space)
         self.choices = search_space(self.space)
+        arguments: dict[str, Any] = {"seed": self.config.seed}
+        if has_constraints(self.space):
+            arguments["constraints"] = {}
         experiment = {
             "experimentName": f"nni_cssnas: {self.config.space.name.split(':')[1]}",
             "searchSpaceFile": "search_space.json",
@@ -63,7 +68,7 @@ class Scaffold:
             "tuner": {
                 "className": "nni_cssnas.tuners.tpe.Tpe",
                 "codeDirectory": ".",
-                "classArgs": {"seed": self.config.seed},
+                "classArgs": arguments,
             },
             "trainingService": {"platform": "local"},
         }
@@ -136,22 +141,18 @@ def _own_module(name: str, folder: Path) -> Path | None:
     ConfigError
         If the module is a package of this folder, which cannot be copied as one file.
     """
-    module = name.split(":")[0]
-    top = module.split(".")[0]
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    try:
-        spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):
-        return None
-    if spec is None or spec.origin is None or folder not in Path(spec.origin).parents:
-        return None
-    path = Path(spec.origin)
-    if path.parent == folder and path.suffix == ".py":
-        return path
-    if "site-packages" in path.parts:
-        return None
-    raise ConfigError(
-        f"space {name!r} is in a package below {folder}, which trials do not see; install it (pip install -e .) and run "
-        "this elsewhere, or put the space into one module file"
-    )
+    top = name.split(":")[0].split(".")[0]
+    # Asked of another process elsewhere, as a trial is one: this folder is on the path of this one, and an editable
+    # install may lie below it.
+    ask = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({top!r}) is None)"
+    with tempfile.TemporaryDirectory() as elsewhere:
+        if subprocess.run([sys.executable, "-c", ask], cwd=elsewhere, check=False, capture_output=True).returncode == 0:
+            return None
+    if (folder / f"{top}.py").is_file():
+        return folder / f"{top}.py"
+    if (folder / top).is_dir():
+        raise ConfigError(
+            f"space {name!r} is in a package of {folder}, which trials do not see; install it (pip install -e .), or put "
+            "the space into one module file"
+        )
+    return None  # make_space says that there is no such module

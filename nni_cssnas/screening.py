@@ -69,12 +69,11 @@ class Screener:
         return cls(_load_proxy(screen.proxy, "screen"))
 
     def screen(self, parameters: Mapping[str, Any]) -> Screened:
-        """Build and score one architecture; one that cannot be built or run has the worst score."""
+        """Build and score one architecture; one that its space forbids, or that cannot be run, has the worst score."""
         chosen = dict(parameters)
-        candidate = Candidate(
-            partial(self.space.freeze, decode(self.space, chosen)), candidate_seed(self.config, chosen)
-        )
         try:
+            sample = decode(self.space, chosen)
+            candidate = Candidate(partial(self.space.freeze, sample), candidate_seed(self.config, chosen))
             model = self.proxy.build(candidate)
             genotype = getattr(model, "genotype", None)
             result = self.proxy.score(model, candidate.seed)

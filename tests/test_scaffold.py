@@ -82,6 +82,22 @@ def test_a_space_of_the_users_own_becomes_an_experiment(here: Path) -> None:
     assert "default:" in done.stdout
 
 
+def test_the_projects_own_space_from_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An editable install lies below the working folder there, and is no module to copy.
+    monkeypatch.chdir(Path(__file__).parents[1])
+    output = call(str(tmp_path / "experiment"), "--trials", "3")
+    assert "a random architecture of nni_cssnas.spaces:CellSpace was scored" in output
+    names = {path.name for path in (tmp_path / "experiment").iterdir()}
+    assert names == {"experiment.yml", "search_space.json", "proxy.yml", "README.md"}
+
+
+@pytest.mark.slow
+def test_constraints_of_a_space_are_the_tuners_to_check(here: Path) -> None:
+    call("experiment", "--space", "nni.nas.hub.pytorch:NasBench101", "--size", "32")
+    tuner = yaml.safe_load((here / "experiment" / "experiment.yml").read_text())["tuner"]
+    assert tuner["classArgs"] == {"seed": 0, "constraints": {}}
+
+
 def test_nothing_is_overwritten(here: Path) -> None:
     arguments = ["experiment", "--space", "tiny_space:Tiny", "--images", "pictures"]
     call(*arguments)

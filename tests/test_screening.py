@@ -183,6 +183,18 @@ def test_constraints_that_cannot_be_kept_end_the_search(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+def test_what_a_space_forbids_is_worst_and_no_exception() -> None:
+    # An exception in the tuner would hang the experiment.
+    settings = SETTINGS | {
+        "space": {"name": "nni.nas.hub.pytorch:NasBench101"},
+        "views": {"input_size": 32},
+    }
+    screener = Screener(ProxyConfig(**settings))
+    forbidden = {label: "[]" if "input" in label else spec["_value"][0] for label, spec in screener.choices.items()}
+    assert screener.screen(forbidden).score == screener.proxy.reference_set.worst
+
+
+@pytest.mark.slow
 def test_the_constraints_of_a_space_itself(tmp_path: Path) -> None:
     settings = {"space": {"name": "nni.nas.hub.pytorch:NasBench101"}, "images": {"size": 32}}
     (tmp_path / "proxy.yml").write_text(json.dumps(settings))

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from torch import nn
 
 from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.errors import ConfigError, DivergenceError, SpaceError
-from nni_cssnas.images.pool import Pool
+from nni_cssnas.images.pool import Pool, StreamedImages
 from nni_cssnas.images.views import Views
 from nni_cssnas.scores.device import seeded
-from nni_cssnas.scores.losses import NTXent, PretextInvariantLoss, nt_xent
+from nni_cssnas.scores.losses import PretextInvariantLoss, nt_xent
 
 # lightly is imported where it is used: it takes seconds, which a trial of an untrained score does not have.
 
@@ -156,7 +157,7 @@ def train_contrastive(
     Raises
     ------
     ConfigError
-        If there are fewer images than one batch.
+        If there are fewer images than one batch, or a fixed pool of views is asked of streamed images.
     DivergenceError
         If the loss becomes NaN or infinite; names the step, the learning rate and the remedy.
     SpaceError
@@ -167,6 +168,11 @@ def train_contrastive(
     device = torch.device(device)
     pool = images if isinstance(images, Pool) else Pool(images, device)
     num_held_out = check_images(len(pool), config)
+    if config.view_pool == "fixed" and isinstance(pool.images, StreamedImages):
+        raise ConfigError(
+            f"view_pool is 'fixed', which keeps the views of all {len(pool)} images in memory, but the images are too many "
+            "to be kept (images.resident_gb); set view_pool: fresh, or take a part of them with images.num_images"
+        )
     generator = torch.Generator(device).manual_seed(data_seed)
     order = torch.randperm(len(pool), generator=generator, device=device)
     train, held_out = order[num_held_out:], order[: min(num_held_out, MAX_HELD_OUT)]
@@ -217,7 +223,7 @@ class _Trainer:
         self,
         backbone: nn.Module,
         head: nn.Module,
-        loss_function: nn.Module,
+        loss_function: Callable[..., torch.Tensor],
         config: ContrastiveConfig,
         *,
         num_images: int,
@@ -298,7 +304,9 @@ def _batches(num_images: int, batch_size: int, generator: torch.Generator) -> It
         yield order[start : start + batch_size]
 
 
-def _loss(config: ContrastiveConfig, num_images: int, generator: torch.Generator, device: torch.device) -> nn.Module:
+def _loss(
+    config: ContrastiveConfig, num_images: int, generator: torch.Generator, device: torch.device
+) -> Callable[..., torch.Tensor]:
     if config.loss == "pirl":
         return PretextInvariantLoss(
             num_images,
@@ -309,7 +317,7 @@ def _loss(config: ContrastiveConfig, num_images: int, generator: torch.Generator
             generator=generator,
         )
     if not config.memory_bank_size:
-        return NTXent(config.temperature)
+        return partial(nt_xent, temperature=config.temperature)
     from lightly.loss.ntx_ent_loss import NTXentLoss
 
     bank = (config.memory_bank_size, config.projection_dim)

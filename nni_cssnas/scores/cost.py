@@ -27,8 +27,7 @@ def num_parameters(model: nn.Module) -> int:
 def multiply_adds(model: nn.Module, input_shape: Sequence[int]) -> int:
     """Multiply-adds of one forward pass: convolutions, linear layers, matrix products and attention.
 
-    The convention of the NAS literature, in which DARTS_V2 on ImageNet has 574M: norms, activations,
-    pooling and additions are not counted. Counted by the formulas of torch's own ``FlopCounterMode``, which see
+    The convention of the NAS literature: norms, activations, pooling and additions are not counted. Counted by the formulas of torch's own ``FlopCounterMode``, which see
     the operations themselves, so functional calls count as layers do.
 
     Parameters

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["NTXent", "PretextInvariantLoss", "nt_xent"]
+__all__ = ["PretextInvariantLoss", "nt_xent"]
 
 
 def nt_xent(u: torch.Tensor, v: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -21,17 +21,6 @@ def nt_xent(u: torch.Tensor, v: torch.Tensor, temperature: float) -> torch.Tenso
     similarities = (z @ z.T / temperature).fill_diagonal_(-math.inf)
     positives = torch.arange(len(z), device=z.device).roll(len(u))
     return F.cross_entropy(similarities, positives)
-
-
-class NTXent(nn.Module):
-    """:func:`nt_xent` as a module."""
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
-
-    def forward(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return nt_xent(u, v, self.temperature)
 
 
 class PretextInvariantLoss(nn.Module):

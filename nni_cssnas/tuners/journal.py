@@ -12,6 +12,7 @@ A session is one life of the tuner's process; NNI may give the same number to di
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from typing import Any
 __all__ = ["Entry", "Journal"]
 
 NAME = "cssnas-journal.jsonl"
+
+_logger = logging.getLogger("nni.tuner.cssnas")
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Journal:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.session = 0
+        self._cut = False
         self.entries: list[Entry] = []
         """What earlier sessions left, in the order in which it was proposed."""
         if path is not None and path.exists():
@@ -70,10 +74,18 @@ class Journal:
     def _write(self, event: dict[str, Any]) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # One write of a whole line to a file opened for appending: another process sees it or does not.
-        with self.path.open("ab", buffering=0) as file:
-            file.write(json.dumps(event, separators=(",", ":")).encode() + b"\n")
+        line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                # After a line that was cut (a full disk), this one must not be glued to it.
+                file.write(b"\n" + line if self._cut else line)
+            self._cut = False
+        except OSError as error:
+            # An exception in a tuner hangs the experiment; one that cannot be resumed is better.
+            if not self._cut:
+                _logger.error("%s cannot be written (%s): resuming will not know of what follows", self.path, error)
+            self._cut = True
 
     def _read(self, path: Path) -> None:
         data = path.read_bytes()

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from nni_cssnas.config import ContrastiveConfig, ImagesConfig
-from nni_cssnas.errors import ImagesError
+from nni_cssnas.errors import ConfigError, ImagesError
 from nni_cssnas.images.pool import Pool, StreamedImages, fingerprint
 from nni_cssnas.images.sources import load_images
 from nni_cssnas.scores.contrastive import train_contrastive
@@ -76,6 +76,13 @@ def test_training_is_the_same_from_memory_and_from_disk(folder: Path, tmp_path: 
         )
     assert results[0].epoch_losses == results[1].epoch_losses
     assert results[0].held_out == results[1].held_out
+
+
+def test_a_fixed_pool_of_views_is_refused_before_it_fills_the_memory(folder: Path, tmp_path: Path) -> None:
+    pool = Pool(load(folder, tmp_path, resident_gb=0), CPU)
+    config = ContrastiveConfig(batch_size=5, view_pool="fixed")
+    with pytest.raises(ConfigError, match=r"all 24 images in memory.*view_pool: fresh"):
+        train_contrastive(torch.nn.Flatten(), pool, config, views=lambda batch, generator: (batch, batch), seed=0)
 
 
 def test_unreadable_files_are_replaced_and_said_once(folder: Path, tmp_path: Path) -> None:

@@ -129,3 +129,24 @@ def test_outside_of_nni_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     run(tuner(), range(3))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_does_not_end_the_search(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = tuner()
+    before = run(made, range(3))
+    real = Path.open
+
+    def full(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name == NAME:
+            raise OSError(28, "No space left on device")
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        run(made, range(3, 6))
+    assert len([record for record in caplog.records if "No space left" in record.message]) == 1
+    after = run(made, range(6, 8))
+    known = [entry.parameters for entry in Journal(folder / NAME).entries]
+    assert known == [*before, *after]
