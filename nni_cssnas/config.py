@@ -324,7 +324,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "epochs": 8,
             "batch_size": 128,
             "lr": 0.1,
-            "temperature": 0.5,
+            "temperature": 0.2,
             "projection_hidden": 128,
             "projection_dim": 64,
             "view_pool": "fixed",

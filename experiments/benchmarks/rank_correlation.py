@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import importlib
 import json
 import math
@@ -24,7 +23,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from scipy.stats import kendalltau, spearmanr
+from tables import ACCURACY, Entry, default_table, draw, read_table
 
 from nni_cssnas.config import DEFAULT_WEIGHTS, UNTRAINED_SCORES
 from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError, nearest
 from nni_cssnas.scores.combine import ReferenceSet
 
-ACCURACY = "cifar10_test"
 BENCHMARKS = ("nasbench201", "nasbench_macro")
 COMPONENTS = UNTRAINED_SCORES
 COSTS = ("params", "macs")
@@ -59,90 +58,6 @@ TRAINED_NETWORK: dict[str, dict[str, Any]] = {
     "nasbench201": {"stem_out_channels": 8},
     "nasbench_macro": {"channels": 8},
 }
-
-
-@dataclass(frozen=True)
-class Entry:
-    """An architecture of a table and its true accuracy in percent."""
-
-    arch: str
-    accuracy: float
-
-
-# ---- the table ----------------------------------------------------------------------------------------
-
-
-def read_table(path: Path, check: Callable[[str], Any], column: str = ACCURACY) -> list[Entry]:
-    """The architectures of a CSV file, plain or ``.gz``, with the columns ``arch`` and ``column``.
-
-    Parameters
-    ----------
-    path
-        The file.
-    check
-        Raises ValueError if a string is not an architecture of the benchmark.
-    column
-        The accuracy to predict.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, a column is missing, an architecture is unknown or named twice, or
-        an accuracy is not between 0 and 100. The message names the line.
-    """
-    entries: list[Entry] = []
-    lines: dict[str, int] = {}
-    try:
-        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            fields = reader.fieldnames or []
-            for name in ("arch", column):
-                if name not in fields:
-                    raise ConfigError(f"{path} has no column {name!r}; its columns are {', '.join(fields) or 'none'}")
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                arch = (row["arch"] or "").strip()
-                try:
-                    check(arch)
-                except ValueError as error:
-                    raise ConfigError(f"{where}: {error}") from None
-                if arch in lines:
-                    raise ConfigError(f"{where}: {arch!r} was already named in line {lines[arch]}")
-                lines[arch] = reader.line_num
-                try:
-                    accuracy = float(row[column])
-                except (TypeError, ValueError):
-                    accuracy = math.nan
-                if not 0 <= accuracy <= 100:
-                    raise ConfigError(f"{where}: {column} is {row[column]!r}; it must be a percentage from 0 to 100")
-                entries.append(Entry(arch, accuracy))
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"cannot read the table {path}: {error}") from None
-    if not entries:
-        raise ConfigError(f"{path} names no architecture")
-    return entries
-
-
-def draw(entries: Sequence[Entry], sample: int, seed: int, exclude: Sequence[tuple[int, int]] = ()) -> list[Entry]:
-    """``sample`` architectures, drawn with ``seed`` among those that no (seed, sample) of ``exclude`` draws.
-
-    Raises
-    ------
-    ConfigError
-        If there are fewer.
-    """
-
-    def order(seed: int) -> NDArray[np.int64]:
-        return np.random.default_rng(seed).permutation(len(entries))
-
-    seen = {int(index) for seed_, sample_ in exclude for index in order(seed_)[:sample_]}
-    chosen = [int(index) for index in order(seed) if int(index) not in seen]
-    if not 3 <= sample <= len(chosen):
-        raise ConfigError(
-            f"sample is {sample}; it must be from 3 to {len(chosen)}, the architectures of the table"
-            + (f" less {len(seen)} excluded ones" if seen else "")
-        )
-    return [entries[index] for index in chosen[:sample]]
 
 
 # ---- statistics ---------------------------------------------------------------------------------------
@@ -394,26 +309,6 @@ def _setting(text: str) -> tuple[str, Any]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return key, yaml.safe_load(value)
-
-
-def default_table(benchmark: str) -> Path:
-    """The development half of the table.
-
-    Raises
-    ------
-    ConfigError
-        If neither ``$CSSNAS_DATA`` nor ``../shared/data`` holds it.
-    """
-    root = Path(__file__).resolve().parents[2]
-    folders = [Path(os.environ["CSSNAS_DATA"])] if "CSSNAS_DATA" in os.environ else []
-    folders.append(root.parent / "shared" / "data")
-    for folder in folders:
-        path = folder / f"{benchmark}_dev.csv.gz"
-        if path.exists():
-            return path
-    raise ConfigError(
-        f"no table was given, and {benchmark}_dev.csv.gz is neither in $CSSNAS_DATA nor in ../shared/data; give --table"
-    )
 
 
 def run(args: argparse.Namespace, console: Console) -> None:

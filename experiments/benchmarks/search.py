@@ -25,10 +25,10 @@ import nasbench201
 import numpy as np
 from nni.algorithms.hpo.tpe_tuner import TpeTuner
 from numpy.typing import NDArray
-from rank_correlation import COMBINED, default_table, read_table
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from tables import default_table, read_table
 
 from nni_cssnas.config import DEFAULT_WEIGHTS
 from nni_cssnas.errors import ConfigError, CssnasError
@@ -174,7 +174,7 @@ def label_free(path: Path) -> dict[str, float]:
         columns = {name: [float(row[name]) for row in rows] for name in DEFAULT_WEIGHTS}
     except (OSError, KeyError, ValueError) as error:
         raise ConfigError(
-            f"{path} is no scores.csv of rank_correlation.py with --scores {COMBINED} ({error!r}); write it anew"
+            f"{path} is no scores.csv of rank_correlation.py with --scores untrained ({error!r}); write it anew"
         ) from None
     return dict(zip((row["arch"] for row in rows), log_ranks(columns, DEFAULT_WEIGHTS).tolist(), strict=True))
 

@@ -1,13 +1,12 @@
 """Scores of a network that was never trained, on contrastive views: no labels, a fraction of a second.
 
-Each statistic is a function of tensors; :func:`untrained_scores` passes either view of a batch through
-the network once and gives those that are asked for. Every one is to be maximised. They are turned into
-one number by :mod:`nni_cssnas.scores.combine`.
+:func:`untrained_scores` passes either view of a batch through the network once and gives those of
+:mod:`nni_cssnas.scores.statistics` that are asked for. They are turned into one number by
+:mod:`nni_cssnas.scores.combine`.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,35 +23,28 @@ from nni_cssnas.errors import ConfigError, SpaceError, nearest
 from nni_cssnas.modules import evaluation_mode, feature_tensor, pool
 from nni_cssnas.scores.combine import WORST, is_dead
 from nni_cssnas.scores.cost import multiply_adds
-from nni_cssnas.scores.losses import nt_xent
+from nni_cssnas.scores.statistics import (
+    contrastive_loss,
+    distinct_patterns,
+    entropy,
+    expressivity,
+    gradient_flow,
+    gram,
+    jacov,
+    naswot,
+    nonlinearity,
+    progressivity,
+    similarity,
+    zico,
+)
 
-__all__ = [
-    "PAIR_SCORES",
-    "average_scores",
-    "contrastive_loss",
-    "distinct_patterns",
-    "entropy",
-    "expressivity",
-    "gradient_flow",
-    "gram",
-    "initialise",
-    "jacov",
-    "measure",
-    "naswot",
-    "nonlinearity",
-    "progressivity",
-    "similarity",
-    "untrained_scores",
-    "zico",
-]
+__all__ = ["PAIR_SCORES", "average_scores", "initialise", "measure", "untrained_scores"]
 
 PAIR_SCORES = frozenset({"gradient_flow", "zico"})
 """Components that compare the two views of an image."""
 
 SWAP_IMAGES = 16
 """The codes of more images are nearly all distinct: their number then only counts the activations."""
-
-TEMPERATURE = 0.2
 
 _ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
     getattr(home, name)
@@ -63,177 +55,6 @@ _ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
     )
     if hasattr(home, name)
 )
-
-
-# ---- statistics ---------------------------------------------------------------------------------------
-
-
-def entropy(features: Tensor) -> float:
-    """Entropy of the normalised eigenvalues of the covariance of features: the log of their effective dimensions.
-
-    Parameters
-    ----------
-    features
-        (batch, C, H, W), tokens (batch, N, C), or (batch, C). Every position is an observation.
-
-    Returns
-    -------
-    float
-        From 0 (one direction, or constant features) to log(C).
-    """
-    if features.ndim == 4:
-        features = features.movedim(1, -1)
-    # rows: (observations, C)
-    rows = features.detach().reshape(-1, features.shape[-1])
-    rows = rows - rows.mean(0)
-    # The Gram matrix has the same non-zero eigenvalues; the smaller of the two is decomposed.
-    gram = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
-    # LAPACK's driver for one thread and many gives the same bits in float64 here; float32 would lose the small ones.
-    values = torch.linalg.eigvalsh(_finite(gram).double().cpu()).clamp(min=0)
-    total = float(values.sum())
-    if total <= 0:
-        return 0.0
-    shares = values / total
-    return float(-(shares * torch.log(shares.clamp(min=1e-12))).sum())
-
-
-def expressivity(entropies: Sequence[float]) -> float:
-    """Sum of the stages' entropies (AZ-NAS, arXiv:2403.19232, equation 2)."""
-    return math.fsum(entropies)
-
-
-def progressivity(entropies: Sequence[float]) -> float:
-    """Least gain of entropy from a stage to the next (AZ-NAS, arXiv:2403.19232, equation 3); 0 for one stage."""
-    return min((after - before for before, after in itertools.pairwise(entropies)), default=0.0)
-
-
-def jacov(gradients: Tensor, epsilon: float = 1e-5) -> float:
-    """How differently the network reacts to different images (Mellor et al., arXiv:2006.04647, version 1).
-
-    With v the eigenvalues of the correlation matrix of the rows, -sum(log(v + e) + 1 / (v + e)): largest
-    (-n) where the rows are uncorrelated.
-
-    Parameters
-    ----------
-    gradients
-        Gradient of each image's summed features with respect to that image, (n, ...).
-    epsilon
-        e.
-    """
-    rows = gradients.detach().flatten(1).double().cpu()
-    rows = rows - rows.mean(1, keepdim=True)
-    norms = rows.norm(dim=1, keepdim=True)
-    # An image that the network does not react to correlates with none but itself.
-    rows = torch.where(norms > 0, rows / norms.clamp(min=torch.finfo(torch.float64).tiny), 0.0)
-    correlation = (rows @ rows.T).fill_diagonal_(1.0)
-    values = torch.linalg.eigvalsh(_finite(correlation)).abs() + epsilon
-    return float(-(values.log() + 1 / values).sum())
-
-
-def naswot(codes: Tensor, ridge: float = 1e-3) -> float:
-    """Log-determinant of the agreement kernel of binary codes (NASWOT, arXiv:2006.04647).
-
-    Parameters
-    ----------
-    codes
-        bool, (n, activations): whether the activation is on (its input is above 0).
-    ridge
-        Added to the diagonal, which holds the number of activations: of no account but where two images
-        have equal codes, whose determinant would be 0.
-    """
-    kernel = _agreement(codes) + ridge * torch.eye(codes.shape[0], dtype=torch.float64)
-    return float(torch.linalg.slogdet(kernel)[1])
-
-
-def distinct_patterns(codes: Tensor) -> int:
-    """Number of distinct columns: sample-wise activation patterns (SWAP, arXiv:2403.04161).
-
-    Parameters
-    ----------
-    codes
-        bool, (n, activations), n at most 62.
-    """
-    n = codes.shape[0]
-    if n > 62:
-        raise ConfigError(f"patterns of {n} images were asked for; at most 62 fit an integer")
-    # Distinct integers are sorted in a tenth of the time of distinct columns.
-    weights = 2 ** torch.arange(n, device=codes.device)
-    patterns = torch.zeros(codes.shape[1], dtype=torch.int64, device=codes.device)
-    for row, weight in zip(codes, weights, strict=True):
-        patterns += row * weight
-    return int(torch.unique(patterns).numel())
-
-
-def contrastive_loss(features0: Tensor, features1: Tensor, temperature: float = TEMPERATURE) -> Tensor:
-    """NT-Xent (SimCLR, arXiv:2002.05709) of centred features, (n, C) each.
-
-    Features after a ReLU all lie in one orthant, and the loss of an untrained network would tell
-    little but that; centred ones spread over the sphere.
-    """
-    first, second = (features - features.mean(0) for features in (features0, features1))
-    return nt_xent(first, second, temperature)
-
-
-def gram(features: Tensor) -> Tensor:
-    """Inner products of the images' features, centred over the batch: (n, ...) to (n, n)."""
-    rows = features.detach().flatten(1)
-    rows = rows - rows.mean(0)
-    return rows @ rows.T
-
-
-def similarity(first: Tensor, second: Tensor) -> float:
-    """Linear CKA of two layers' :func:`gram` matrices (Kornblith et al., arXiv:1905.00414, section 3).
-
-    From 0 to 1, where both arrange the images alike; 0 if a layer gives the same for all.
-    """
-    norms = float(first.double().norm() * second.double().norm())
-    return float((first.double() * second.double()).sum()) / norms if norms > 0 else 0.0
-
-
-def nonlinearity(mixed: Tensor, mixture: Tensor) -> float:
-    """How far features of mixed images are from mixed features of images: 1 - their cosine, centred over the batch.
-
-    0 for a network that is affine, whatever its scale (batch norm does not change it).
-
-    Parameters
-    ----------
-    mixed
-        Features of the means of pairs of images, (n, C).
-    mixture
-        Means of the features of the same pairs, (n, C).
-    """
-    a, b = ((rows - rows.mean(0)).detach().double().flatten() for rows in (mixed, mixture))
-    norms = float(a.norm() * b.norm())
-    return 1.0 - float(a @ b) / norms if norms > 0 else 0.0
-
-
-def gradient_flow(gradients: Sequence[Tensor]) -> float:
-    """Sum over the layers of log(1 + norm of the gradient of its weights).
-
-    The gradient norm of arXiv:2101.08134, section 3.1, of the contrastive loss, with a logarithm so that one
-    layer with a large gradient cannot make up for others with none.
-    """
-    return math.fsum(math.log1p(float(gradient.norm())) for gradient in gradients)
-
-
-def zico(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Sum over the layers of log(sum of mean / deviation of absolute gradients) (ZiCo, arXiv:2301.11300).
-
-    Parameters
-    ----------
-    first, second
-        Gradients of every layer's weight on two batches.
-    """
-    total = []
-    for a, b in zip(first, second, strict=True):
-        mean, deviation = (a.abs() + b.abs()) / 2, (a.abs() - b.abs()).abs() / 2
-        value = float((mean / deviation.clamp(min=1e-8))[deviation > 0].double().sum())
-        if value > 0:
-            total.append(math.log(value))
-    return math.fsum(total)
-
-
-# ---- one network --------------------------------------------------------------------------------------
 
 
 def initialise(model: nn.Module, seed: int) -> None:
@@ -602,19 +423,3 @@ class _Codes(TorchFunctionMode):
         n = images.shape[0]
         codes = [code for code in self.codes if code.shape[0] == n]
         return torch.cat(codes, 1) if codes else torch.zeros(n, 0, dtype=torch.bool, device=images.device)
-
-
-def _agreement(codes: Tensor) -> Tensor:
-    """(n, n): in how many activations two images agree."""
-    # With signs a matrix product counts what is on in both and what is off in both; float32 is exact up to 2^24.
-    # In pieces that stay in the processor's cache: the signs of all activations are much larger than the codes.
-    total = torch.zeros(codes.shape[0], codes.shape[0], dtype=torch.float64, device=codes.device)
-    for piece in codes.split(2**14, dim=1):
-        signs = piece.to(torch.float32).mul_(2).sub_(1)
-        total += signs @ signs.T
-    return ((codes.shape[1] + total) / 2).cpu()
-
-
-def _finite(matrix: Tensor) -> Tensor:
-    """LAPACK raises on NaN; a network that gives NaN is found dead by its features."""
-    return torch.nan_to_num(matrix, nan=0.0, posinf=0.0, neginf=0.0)
