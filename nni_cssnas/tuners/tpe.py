@@ -89,7 +89,8 @@ class Tpe(TpeTuner):  # type: ignore[misc]
         self._lock = threading.RLock()
         self._seed = seed
         self._judged: set[int] = set()
-        self._journal: Journal | None = None
+        self._journal = Journal(None)
+        self._begun = False
         self._known: dict[str, float | None] = {}  # architectures of earlier sessions, and NNI's, with their scores
         self._table = _Table()
         self._screen = ScreenConfig(**screen) if screen else None
@@ -102,7 +103,8 @@ class Tpe(TpeTuner):  # type: ignore[misc]
         with self._lock:
             self.space = format_search_space(space)
             self.dedup = _Mutation(self.space, self.rng)
-            if self._journal is None:
+            if not self._begun:
+                self._begun = True
                 self._journal = Journal.of_experiment()
                 self._restore(self._journal.entries)
 
@@ -130,7 +132,7 @@ class Tpe(TpeTuner):  # type: ignore[misc]
                 parameters = self._propose(parameter_id)
             else:
                 parameters = self._screened(parameter_id, self._screen)
-            self._write().proposed(parameter_id, parameters)
+            self._journal.proposed(parameter_id, parameters)
             return parameters
 
     def _propose(self, parameter_id: int) -> dict[str, Any]:
@@ -157,9 +159,6 @@ class Tpe(TpeTuner):  # type: ignore[misc]
 
             self._feasibility = Feasibility(self._constraints)
         return self._feasibility.problem(parameters)  # type: ignore[no-any-return]
-
-    def _write(self) -> Journal:
-        return self._journal or Journal(None)
 
     def _screened(self, parameter_id: int, screen: ScreenConfig) -> Any:
         """The best of several proposals; the others are forgotten and may be proposed again."""
@@ -221,7 +220,7 @@ class Tpe(TpeTuner):  # type: ignore[misc]
                 score = finite_score(trial.get("value"))
                 # A trial that failed in an earlier session may have been run again.
                 if self._take_over(params, score):
-                    self._write().imported(deformat_parameters(params, self.space), score)
+                    self._journal.imported(deformat_parameters(params, self.space), score)
                     taken += 1
             _logger.info("took over %d finished trials from NNI", taken)
 
@@ -246,7 +245,7 @@ class Tpe(TpeTuner):  # type: ignore[misc]
     def _learn(self, parameter_id: int, params: Mapping[Any, Any], score: float | None) -> None:
         self._judged.add(parameter_id)
         self._running_params.pop(parameter_id, None)
-        self._write().judged(parameter_id, score)
+        self._journal.judged(parameter_id, score)
         self._remember(params, score)
 
     def _remember(self, params: Mapping[Any, Any], score: float | None) -> None:
