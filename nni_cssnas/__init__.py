@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from nni_cssnas.config import ProxyConfig
     from nni_cssnas.errors import CssnasError
     from nni_cssnas.evaluator import ProxyEvaluator
+    from nni_cssnas.experiment import NasExperiment
     from nni_cssnas.genotype import Genotype
     from nni_cssnas.spaces import CellSpace
 
-__all__ = ["CellSpace", "CssnasError", "Genotype", "ProxyConfig", "ProxyEvaluator", "__version__"]
+__all__ = ["CellSpace", "CssnasError", "Genotype", "NasExperiment", "ProxyConfig", "ProxyEvaluator", "__version__"]
 __version__ = "0.1.0"
 
 # Names are imported when they are first used: the tuner's process and `nni-cssnas --help` need no torch.
@@ -20,6 +21,7 @@ _HOME = {
     "CellSpace": "nni_cssnas.spaces",
     "CssnasError": "nni_cssnas.errors",
     "Genotype": "nni_cssnas.genotype",
+    "NasExperiment": "nni_cssnas.experiment",
     "ProxyConfig": "nni_cssnas.config",
     "ProxyEvaluator": "nni_cssnas.evaluator",
 }

@@ -237,6 +237,15 @@ def space(
     console.print(f"{path}: {len(choices)} choices", soft_wrap=True)
 
 
+@app.command()
+def register() -> None:
+    """Make the tuners known to nnictl by name: CssnasTPE and CssnasHyperopt."""
+    from nni_cssnas import launch
+
+    for line in launch.register_tuners():
+        console.print(line, highlight=False)
+
+
 def _check_experiment(config: Path) -> int | None:
     """Refuse a wrong experiment.yml or proxy.yml before a manager is started; gives the number of trials."""
     import shlex

@@ -372,6 +372,25 @@ class ProxyConfig(Section):
             values = _merge(defaults, values)
         super().__init__(**values)
 
+    def with_epochs(self, budget: Any) -> Self:
+        """The same with another number of epochs of contrastive training, as Hyperband and BOHB ask for.
+
+        Raises
+        ------
+        ConfigError
+            If it is no whole number from 1, or the score trains nothing, or needs more epochs.
+        """
+        epochs = int(budget) if isinstance(budget, (int, float)) else 0
+        if epochs < 1 or epochs != budget:
+            raise ConfigError(f"TRIAL_BUDGET is {budget!r}; it must be a whole number of epochs")
+        if self.score == "untrained":
+            raise ConfigError(
+                "the tuner gives trials a budget of epochs (TRIAL_BUDGET), but score is 'untrained', which trains nothing; "
+                "set score: contrastive, or use another tuner"
+            )
+        trained = self.contrastive.model_dump() | {"epochs": epochs, "steps": None}
+        return self.model_copy(update={"contrastive": ContrastiveConfig(**trained)})
+
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a YAML file; relative paths in it are taken from the file's folder.

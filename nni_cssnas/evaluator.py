@@ -107,7 +107,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
                 losses.append(loss)
                 journal.note(epoch_losses=losses)
                 if _inside_nni():
-                    nni.report_intermediate_result(loss)
+                    nni.report_intermediate_result({"default": _so_far(losses, self.config), "loss": loss})
 
             result = proxy.score(model, seed, on_epoch)
             journal.note(status="succeeded", score=result.score, components=result.components)
@@ -175,6 +175,14 @@ class _Journal:
                     self.folder / "error.txt", f"{self.record.error}\n\narchitecture: {architecture}\n\n{story}"
                 )
         self.note(duration=time.perf_counter() - self.start)
+
+
+def _so_far(losses: list[float], config: ProxyConfig) -> float:
+    """What an assessor compares after each epoch: the criterion as it stands, larger is better.
+
+    What is only measured at the end (``held_out``, ``alignment``, ``uniformity``) is stood in for by minus the loss.
+    """
+    return losses[0] - losses[-1] if config.contrastive.criterion == "drop" else -losses[-1]
 
 
 def _inside_nni() -> bool:

@@ -134,6 +134,23 @@ def create(config: Path, *, port: int | None = None, public: bool = False) -> Ex
     return Experiment(found.group(1), port)
 
 
+def register_tuners() -> list[str]:
+    """Run ``nnictl algo register`` with this package's tuners; gives what it said.
+
+    Raises
+    ------
+    ExperimentError
+        If ``nnictl`` refuses; carries what it said.
+    """
+    meta = Path(__file__).with_name("tuners") / "meta.yml"
+    command = [_nnictl(), "algo", "register", "--meta", str(meta)]
+    done = subprocess.run(command, env=manager_environment(), text=True, capture_output=True, check=False)
+    output = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr).strip()
+    if done.returncode or output.count("registered") < 2:
+        raise ExperimentError(f"nnictl algo register failed ({' '.join(command)}):\n{output}")
+    return output.splitlines()
+
+
 def manager_environment(environ: Mapping[str, str] = os.environ, *, public: bool = False) -> dict[str, str]:
     """The environment in which ``nnictl`` starts a manager.
 

@@ -21,7 +21,7 @@ from nni.runtime.trial_command_channel.v3 import TrialCommandChannelV3
 
 from nni_cssnas.errors import ExperimentError
 
-__all__ = ["OwnParametersChannel", "install", "trial_concurrency"]
+__all__ = ["OwnParametersChannel", "install", "share_cores", "trial_concurrency"]
 
 
 class OwnParametersChannel(TrialCommandChannelV3):  # type: ignore[misc]
@@ -85,3 +85,12 @@ def trial_concurrency() -> int:
         return max(1, int(profile["params"]["trialConcurrency"]))
     except (requests.RequestException, ValueError, KeyError, TypeError):
         return 1
+
+
+def share_cores(threads: int = 0) -> int:
+    """Let this process take its share of the cores, or ``threads`` of them; call it before torch is imported."""
+    share = threads or max(1, (os.cpu_count() or 1) // trial_concurrency())
+    # The libraries below torch read these once, at their start.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, str(share))
+    return share

@@ -1,13 +1,13 @@
 """What ``nnictl`` starts for each trial: ``python -m nni_cssnas.trial [proxy.yml]``.
 
 The trial asks NNI for its parameters before anything heavy is imported. Run outside of NNI it scores one random
-architecture, which is a quick check of a ``proxy.yml``.
+architecture, which is a quick check of a ``proxy.yml``. ``TRIAL_BUDGET``, which Hyperband and BOHB add to the choices, is
+the number of epochs.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -34,10 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         config = ProxyConfig.load(options.config)
-        threads = config.threads or max(1, (os.cpu_count() or 1) // pairing.trial_concurrency())
-        # Before torch is imported: the libraries below it read these once, at their start.
-        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ.setdefault(variable, str(threads))
+        budget = (parameters or {}).pop("TRIAL_BUDGET", None)
+        if budget is not None:
+            config = config.with_epochs(budget)
+        threads = pairing.share_cores(config.threads)
 
         import numpy as np
         import torch

@@ -28,7 +28,7 @@ _logger = logging.getLogger("nni.tuner.cssnas")
 
 @dataclass(frozen=True)
 class Entry:
-    """A proposal of an earlier session: ``judged`` says whether its trial ended, ``score`` is None if that failed."""
+    """A proposal: ``judged`` says whether its trial ended, ``score`` is None if that failed."""
 
     parameters: dict[str, Any]
     judged: bool = False
@@ -48,8 +48,8 @@ class Journal:
         self.path = path
         self.session = 0
         self._cut = False
-        self.entries: list[Entry] = []
-        """What earlier sessions left, in the order in which it was proposed."""
+        self._found: dict[str, Entry] = {}  # by their parameters
+        self._names: dict[tuple[int, int], str] = {}  # session and id -> key of the parameters
         if path is not None and path.exists():
             self._read(path)
 
@@ -59,17 +59,43 @@ class Journal:
         folder = os.environ.get("NNI_CHECKPOINT_DIRECTORY")
         return cls(Path(folder) / NAME if folder else None)
 
+    @property
+    def entries(self) -> list[Entry]:
+        """All that is known, in the order in which it was proposed."""
+        return list(self._found.values())
+
+    def keep(self, entry: Entry) -> None:
+        """Know of what another journal tells; it is not written."""
+        self._found.setdefault(_key(entry.parameters), entry)
+
     def proposed(self, parameter_id: int, parameters: dict[str, Any]) -> None:
         """A trial will be made of these parameters."""
-        self._write({"proposed": parameter_id, "session": self.session, "parameters": parameters})
+        self._tell({"proposed": parameter_id, "session": self.session, "parameters": parameters})
 
     def judged(self, parameter_id: int, score: float | None) -> None:
         """The trial of a proposal of this session ended; None if it failed."""
-        self._write({"judged": parameter_id, "session": self.session, "score": score})
+        self._tell({"judged": parameter_id, "session": self.session, "score": score})
 
     def imported(self, parameters: dict[str, Any], score: float | None) -> None:
         """NNI told of a finished trial that this session did not propose."""
-        self._write({"imported": parameters, "session": self.session, "score": score})
+        self._tell({"imported": parameters, "session": self.session, "score": score})
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        self._take(event)
+        self._write(event)
+
+    def _take(self, event: dict[str, Any]) -> None:
+        session = int(event.get("session", 0))
+        if "proposed" in event:
+            key = self._names[session, event["proposed"]] = _key(event["parameters"])
+            self._found.setdefault(key, Entry(event["parameters"]))
+        elif "judged" in event:
+            key = self._names.get((session, event["judged"]), "")
+            if key in self._found:
+                self._found[key] = Entry(self._found[key].parameters, True, event["score"])
+        elif "imported" in event:
+            # Often a proposal of before, whose trial NNI ran again.
+            self._found[_key(event["imported"])] = Entry(event["imported"], True, event["score"])
 
     def _write(self, event: dict[str, Any]) -> None:
         if self.path is None:
@@ -94,22 +120,9 @@ class Journal:
             # The writer was killed within a line; what follows must not be glued to it.
             with path.open("r+b") as file:
                 file.truncate(len(whole))
-        found: dict[str, Entry] = {}  # by their parameters, in the order in which they came
-        names: dict[tuple[int, int], str] = {}
         for event in _events(whole):
-            session = int(event.get("session", 0))
-            self.session = max(self.session, session + 1)
-            if "proposed" in event:
-                key = names[session, event["proposed"]] = _key(event["parameters"])
-                found.setdefault(key, Entry(event["parameters"]))
-            elif "judged" in event:
-                key = names.get((session, event["judged"]), "")
-                if key in found:
-                    found[key] = Entry(found[key].parameters, True, event["score"])
-            elif "imported" in event:
-                # Often a proposal of before, whose trial NNI ran again.
-                found[_key(event["imported"])] = Entry(event["imported"], True, event["score"])
-        self.entries = list(found.values())
+            self._take(event)
+            self.session = max(self.session, int(event.get("session", 0)) + 1)
 
 
 def _key(parameters: dict[str, Any]) -> str:

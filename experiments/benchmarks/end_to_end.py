@@ -1,0 +1,140 @@
+#!/usr/bin/env python3
+"""From unlabelled images to an architecture, on a space where its true accuracy is known.
+
+    python experiments/benchmarks/end_to_end.py --table nasbench201.csv.gz --images cifar10.npz
+
+For each seed: ``--random`` architectures of NNI's ``NasBench201`` are screened by the default untrained score, then our TPE
+learns from them and proposes ``--trials`` more, each scored when it is proposed. What is chosen is fixed beforehand: the
+architecture with the best score. Its CIFAR-10 accuracy is then read from the table, for the first time. Architectures that
+the table does not hold are left out as if they were forbidden. ``--out`` collects ``end_to_end.csv``; seeds in it are not
+run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import nasbench201
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from search import interval
+from tables import default_table, read_table
+
+from nni_cssnas.config import ProxyConfig
+from nni_cssnas.errors import CssnasError
+from nni_cssnas.screening import Screener
+from nni_cssnas.tuners.tpe import Tpe
+
+FIELDS = ("seed", "arch", "score", "accuracy", "rank", "scored", "seconds")
+
+
+def arch_of(parameters: Mapping[str, str]) -> str:
+    """The table's string of NNI's choices; the inverse of ``nasbench201.to_sample``."""
+    names = {theirs: ours for ours, theirs in nasbench201.OPERATIONS.items()}
+    nodes = []
+    for target in (1, 2, 3):
+        edges = [f"{names[parameters[f'cell/{source}_{target}']]}~{source}" for source in range(target)]
+        nodes.append(f"|{'|'.join(edges)}|")
+    return "+".join(nodes)
+
+
+def search(args: argparse.Namespace, truth: Mapping[str, float], seed: int, console: Console) -> dict[str, object]:
+    """One search without labels; the truth is looked up when everything is chosen."""
+    start = time.perf_counter()
+    screener = Screener(
+        ProxyConfig(
+            seed=seed,
+            space={
+                "name": "nni.nas.hub.pytorch:NasBench201",
+                "arguments": {"stem_out_channels": 16, "num_modules_per_stack": 1},
+            },
+            images={"source": args.images, "num_images": None},
+            views={"input_size": args.size},
+        )
+    )
+    tuner = Tpe(seed=seed)
+    tuner.update_search_space(screener.choices)
+    scores: dict[str, float] = {}
+    drawn = np.random.default_rng(seed)
+    found = []
+    while len(scores) < args.random:
+        parameters = nasbench201.to_sample(nasbench201.random_arch(drawn))
+        arch = arch_of(parameters)
+        if arch in truth and arch not in scores:
+            scores[arch] = screener.screen(parameters).score
+            found.append({"parameter": parameters, "value": scores[arch]})
+    tuner.import_data(found)
+    number = 0
+    while len(scores) < args.random + args.trials:
+        parameters = tuner.generate_parameters(number)
+        arch = arch_of(parameters)
+        if arch in truth:
+            scores[arch] = screener.screen(parameters).score
+            tuner.receive_trial_result(number, parameters, scores[arch])
+        tuner.trial_end(number, arch in truth)
+        number += 1
+    chosen = max(scores, key=scores.__getitem__)
+    seconds = time.perf_counter() - start
+    better = sum(accuracy > truth[chosen] for accuracy in truth.values())
+    return {
+        "seed": seed,
+        "arch": chosen,
+        "score": f"{scores[chosen]:.4f}",
+        "accuracy": truth[chosen],
+        "rank": better + 1,
+        "scored": len(scores),
+        "seconds": f"{seconds:.0f}",
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", type=Path, help="CSV with the columns arch and cifar10_test, plain or .gz")
+    parser.add_argument("--images", default="cifar10", help="images that are scored on: an .npz, a folder, cifar10")
+    parser.add_argument("--size", type=int, default=16, help="edge of the views in pixels")
+    parser.add_argument("--random", type=int, default=200, help="random architectures that are screened")
+    parser.add_argument("--trials", type=int, default=150, help="proposals of TPE after them")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
+    parser.add_argument("--out", type=Path, default=Path("runs/end_to_end"))
+    args = parser.parse_args(arguments)
+    logging.disable(logging.WARNING)
+    console = Console()
+    try:
+        table = read_table(args.table or default_table("nasbench201"), nasbench201.to_sample)
+        truth = {entry.arch: entry.accuracy for entry in table}
+        args.out.mkdir(parents=True, exist_ok=True)
+        path = args.out / "end_to_end.csv"
+        rows: list[dict[str, object]] = []
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = [dict(row) for row in csv.DictReader(file)]
+        known = {str(row["seed"]) for row in rows}
+        for seed in track([seed for seed in args.seeds if str(seed) not in known], "searching", console=console):
+            rows.append(search(args, truth, seed, console))
+            with path.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, FIELDS)
+                writer.writeheader()
+                writer.writerows(rows)
+            console.print(", ".join(f"{name} {rows[-1][name]}" for name in FIELDS), highlight=False)
+    except CssnasError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    accuracies = np.array([float(str(row["accuracy"])) for row in rows])
+    low, high = interval(accuracies)
+    console.print(
+        f"{len(rows)} searches: true accuracy {accuracies.mean():.2f} [{low:.2f}, {high:.2f}], worst {accuracies.min():.2f}; "
+        f"best in the table {max(truth.values()):.2f}, mean of all {np.mean(list(truth.values())):.2f}; "
+        f"{np.mean([float(str(row['seconds'])) for row in rows]):.0f} s a search"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

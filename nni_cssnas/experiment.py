@@ -1,0 +1,154 @@
+"""NNI's ``NasExperiment`` with the defects of NNI 3.0 mended: swapped trials, and a resume that hangs or forgets."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from nni.nas import experiment as nni_experiment
+from nni.nas.execution import SequentialExecutionEngine, TrainingServiceExecutionEngine, training_service
+from nni.nas.execution.event import ModelEventType, TrainingEndEvent
+from nni.nas.experiment.config import SequentialEngineConfig, TrainingServiceEngineConfig
+from nni.nas.space import ExecutableModelSpace, ModelStatus
+from nni.nas.utils import serializer
+from nni.runtime.tuner_command_channel import TunerCommandChannel
+from nni.runtime.tuner_command_channel.command_type import CommandType
+
+from nni_cssnas.launch import manager_environment
+
+__all__ = ["NasExperiment"]
+
+
+class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
+    """To be used as :class:`nni.nas.experiment.NasExperiment`; what differs:
+
+    * concurrent trials get their own architectures (:mod:`nni_cssnas.pairing`), so that
+      ``export_top_models`` exports the right one;
+    * the state is saved, atomically, whenever a model ends, so that a killed experiment loses only what was running;
+    * the portal listens on this machine only;
+    * ``resume`` works, with the strategy's history, on the training-service and on the sequential engine.
+
+    Examples
+    --------
+    >>> experiment = NasExperiment(space, ProxyEvaluator("proxy.yml"), TPE(seed=0))
+    >>> experiment.config.max_trial_number = 50
+    >>> experiment.run(port=8081)
+    >>> experiment.export_top_models(1, formatter="dict")
+
+    and after the process was killed:
+
+    >>> experiment = NasExperiment(space, ProxyEvaluator("proxy.yml"), TPE(seed=0), id="the experiment's id")
+    >>> experiment.config.max_trial_number = 50
+    >>> experiment.resume(port=8081)
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._saves_by_itself = False
+
+    def execution_engine_factory(self, config: Any) -> Any:
+        """The engine that the configuration names, mended."""
+        if isinstance(config, TrainingServiceEngineConfig):
+            with mock.patch.object(training_service, "TunerCommandChannel", _Channel):
+                return TrainingServiceExecutionEngine(self)
+        if isinstance(config, SequentialEngineConfig):
+            engine = _SequentialEngine(config.max_model_count, config.max_duration, config.continue_on_failure)
+            engine.experiment = self
+            return engine
+        return super().execution_engine_factory(config)
+
+    def start(self, *args: Any, **kwargs: Any) -> None:
+        """Start or resume, as NNI's; its trials ask for their own parameters."""
+        python = f"{sys.executable} -m nni_cssnas.nas_trial"
+        self.config._trial_command_params = {"python": python, **(self.config._trial_command_params or {})}
+        super().start(*args, **kwargs)
+
+    def _start_nni_manager(self, *args: Any, **kwargs: Any) -> None:
+        # The portal has no password: it listens on this machine only.
+        with mock.patch.dict(os.environ, {"NODE_OPTIONS": manager_environment()["NODE_OPTIONS"]}):
+            super()._start_nni_manager(*args, **kwargs)
+
+    def save_checkpoint(self) -> None:
+        """Save settings and state; from the first time on, whenever a model ends."""
+        with _pickled():
+            super().save_checkpoint()
+        if self._engine is not None and not self._saves_by_itself:
+            self._saves_by_itself = True
+            # After the strategy's own callbacks, so that it has learned already.
+            self._engine.register_model_event_callback(ModelEventType.TrainingEnd, self._on_end)
+
+    def load_checkpoint(self) -> None:
+        """Load settings and state."""
+        with _pickled():
+            super().load_checkpoint()
+
+    def _on_end(self, event: TrainingEndEvent) -> None:
+        event.model.status = event.status  # NNI does this after all callbacks
+        self.save_checkpoint()
+
+    def stop(self) -> None:
+        """Stop, as NNI's."""
+        super().stop()
+        self._saves_by_itself = True  # nothing more is to be saved
+
+
+class _Channel(TunerCommandChannel):  # type: ignore[misc]
+    """Ignores what the manager sends on resume and NNI's engine does not know; it would end the listener."""
+
+    def _receive(self) -> Any:
+        while True:
+            command, data = super()._receive()
+            if command not in (CommandType.ImportData, CommandType.AddCustomizedTrialJob, CommandType.Ping):
+                return command, data
+
+
+class _SequentialEngine(SequentialExecutionEngine):  # type: ignore[misc]
+    """Remembers across a resume what it has run."""
+
+    experiment: NasExperiment
+
+    def state_dict(self) -> dict[str, Any]:
+        done = [(model.sample, model.status.value, model.metric) for model in self._history if model.status.completed()]
+        return {**super().state_dict(), "model_count": len(done), "done": done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "model_count": 0})
+        self._model_count = state_dict["model_count"]
+        self._history = list(self._restored(state_dict["done"]))
+
+    def _restored(self, done: Iterable[tuple[Any, str, Any]]) -> Iterator[ExecutableModelSpace]:
+        space = self.experiment._exec_model_space
+        assert space is not None
+        for sample, status, metric in done:
+            model = space.freeze(sample)
+            model.status = ModelStatus(status)
+            model.metrics.final = metric
+            yield model
+
+
+class _Pickle(serializer.Serializer):  # type: ignore[misc]
+    """NNI's own uses ``torch.load``, which has refused a strategy's state since torch 2.6."""
+
+    def save(self, data: Any, path: Path) -> None:
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_bytes(pickle.dumps(data))
+        os.replace(beside, path)
+
+    def load(self, path: Path) -> Any:
+        return pickle.loads(path.read_bytes())
+
+
+@contextmanager
+def _pickled() -> Iterator[None]:
+    before = serializer.get_default_serializer()
+    serializer.set_default_serializer(_Pickle())
+    try:
+        yield
+    finally:
+        serializer.set_default_serializer(before)

@@ -1,0 +1,190 @@
+"""hyperopt's TPE, with which the paper searched (Bergstra et al., NeurIPS 2011; arXiv:2102.10557)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import hyperopt
+import numpy as np
+from hyperopt import hp, tpe
+
+from nni_cssnas.errors import ConfigError
+from nni_cssnas.tuners.base import Params, SearchTuner
+
+__all__ = ["Hyperopt", "hyperopt_space"]
+
+
+class Hyperopt(SearchTuner):
+    """``hyperopt.tpe.suggest`` as an NNI tuner.
+
+    With one trial at a time it proposes what ``hyperopt.fmin(algo=tpe.suggest, rstate=numpy.random.default_rng(seed))``
+    proposes in :func:`hyperopt_space` for the same scores; failed trials are hyperopt's ``STATUS_FAIL``.
+    Concurrency, resuming, constraints and screening are those of :class:`~nni_cssnas.tuners.base.SearchTuner`.
+
+    Parameters
+    ----------
+    optimize_mode, seed, screen, constraints
+        As in :class:`~nni_cssnas.tuners.base.SearchTuner`.
+    gamma
+        Share of good trials: ``gamma * sqrt(n)`` of n.
+    n_startup_jobs
+        Random proposals at the start.
+    n_EI_candidates
+        Candidates among which each choice is made.
+    prior_weight
+        Weight of the search space beside the trials.
+    unique
+        Change a suggestion that was seen before, as :class:`~nni_cssnas.tuners.tpe.Tpe` does; ``fmin`` tries it again.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        optimize_mode: str = "maximize",
+        seed: int | None = None,
+        gamma: float = 0.25,
+        n_startup_jobs: int = 20,
+        n_EI_candidates: int = 24,  # noqa: N803 - hyperopt's name
+        prior_weight: float = 1.0,
+        unique: bool = False,
+        screen: dict[str, Any] | None = None,
+        constraints: dict[str, Any] | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("gamma", gamma, 0.0),
+            ("n_startup_jobs", n_startup_jobs, 1),
+            ("n_EI_candidates", n_EI_candidates, 1),
+            ("prior_weight", prior_weight, 0.0),
+        ):
+            if not isinstance(value, (int, float)) or value < least or (least == 0 and value == 0):
+                raise ConfigError(f"{name} is {value!r}; it must be {'more than 0' if least == 0 else 'at least 1'}")
+        super().__init__(optimize_mode, seed, screen, constraints, unique=unique)
+        self._algorithm = partial(
+            tpe.suggest,
+            gamma=gamma,
+            n_startup_jobs=n_startup_jobs,
+            n_EI_candidates=n_EI_candidates,
+            prior_weight=prior_weight,
+            verbose=False,
+        )
+        self._documents: list[dict[str, Any]] = []
+        self._number = 0
+        self._numbers: dict[str, int] = {}  # of proposals that were not judged yet, as hyperopt orders trials by it
+
+    def begin(self, space: Mapping[str, Any]) -> None:
+        """Translate the search space."""
+        self._domain = hyperopt.Domain(lambda _: 0.0, hyperopt_space(space))
+
+    def suggest(self, running: list[tuple[Params, float]]) -> Params:
+        """Ask hyperopt, to which trials that run look finished."""
+        lies = [
+            self._document(params, loss, self._numbers.get(repr(params), self._number + index))
+            for index, (params, loss) in enumerate(running)
+        ]
+        documents = sorted([*self._documents, *lies], key=lambda document: document["tid"])
+        trials = hyperopt.trials_from_docs(documents, validate=False)
+        number = self._number + len(lies)
+        self._number = number + 1
+        [found] = self._algorithm([number], self._domain, trials, int(self.rng.integers(2**31 - 1)))
+        params: Params = {}
+        for key, spec in self.space.items():
+            value = found["misc"]["vals"][_label(key)]
+            if value:
+                params[key] = _internal(spec, value[0])
+        self._numbers[repr(params)] = number
+        return params
+
+    def learn(self, params: Params, loss: float) -> None:
+        """Remember a finished trial in hyperopt's form."""
+        self._documents.append(self._document(params, loss, self._numbers.pop(repr(params), None)))
+
+    def forget(self, params: Params) -> None:
+        """Take out what was learned of these parameters."""
+        misc = self._document(params, math.inf, 0)["misc"]["vals"]
+        self._documents = [document for document in self._documents if document["misc"]["vals"] != misc]
+
+    def _document(self, params: Params, loss: float, number: int | None) -> dict[str, Any]:
+        if number is None:  # changed after it was suggested, or from an earlier session
+            number, self._number = self._number, self._number + 1
+        values = {
+            _label(key): [_external(spec, params[key])] if key in params else [] for key, spec in self.space.items()
+        }
+        finite = math.isfinite(loss)
+        return {
+            "tid": number,
+            "spec": None,
+            "result": {"status": hyperopt.STATUS_OK, "loss": loss} if finite else {"status": hyperopt.STATUS_FAIL},
+            "misc": {
+                "tid": number,
+                "cmd": self._domain.cmd,
+                "workdir": None,
+                "idxs": {label: [number] * len(value) for label, value in values.items()},
+                "vals": values,
+            },
+            "state": hyperopt.JOB_STATE_DONE,
+            "exp_key": None,
+            "owner": None,
+            "version": 0,
+            "book_time": None,
+            "refresh_time": None,
+        }
+
+
+def hyperopt_space(space: Mapping[str, Any], parent: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """A ``search_space.json`` in hyperopt's terms: ``{"op": hp.choice("op", [...]), ...}``.
+
+    The label of a nested choice is its path, as ``block/0/kernel``. Values of a choice are their numbers.
+
+    Raises
+    ------
+    ConfigError
+        If a choice is of a type that NNI does not have.
+    """
+    result: dict[str, Any] = {}
+    for name, choice in space.items():
+        if name == "_name":
+            continue
+        key = (*parent, name)
+        label, kind, values = _label(key), choice["_type"], choice["_value"]
+        if kind == "choice":
+            options = [
+                hyperopt_space(value, (*key, index)) if isinstance(value, dict) and "_name" in value else index
+                for index, value in enumerate(values)
+            ]
+            result[name] = hp.choice(label, options)
+        elif kind == "randint":
+            low, high = (math.ceil(float(value)) for value in values)
+            result[name] = hp.randint(label, high - low)
+        elif kind in ("loguniform", "qloguniform"):
+            result[name] = getattr(hp, kind)(label, math.log(values[0]), math.log(values[1]), *values[2:])
+        elif kind in ("uniform", "quniform", "normal", "qnormal", "lognormal", "qlognormal"):
+            result[name] = getattr(hp, kind)(label, *values)
+        else:
+            raise ConfigError(f"choice {label} of search_space.json has _type {kind!r}, which NNI does not have")
+    return result
+
+
+def _label(key: tuple[Any, ...]) -> str:
+    return "/".join(map(str, key))
+
+
+def _internal(spec: Any, value: Any) -> int | float:
+    """NNI's internal number of what hyperopt drew."""
+    if spec.categorical:
+        return int(value)
+    # A quantised logarithmic choice may be rounded to 0.
+    return math.log(max(float(value), np.finfo(float).tiny)) if spec.log_distributed else float(value)
+
+
+def _external(spec: Any, value: Any) -> int | float:
+    """What hyperopt would have drawn for NNI's internal number."""
+    if spec.categorical:
+        return int(value)
+    return math.exp(value) if spec.log_distributed else float(value)
