@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import nni
 from nni.nas import experiment as nni_experiment
 from nni.nas.execution import SequentialExecutionEngine, TrainingServiceExecutionEngine, training_service
 from nni.nas.execution.event import ModelEventType, TrainingEndEvent
@@ -21,8 +22,11 @@ from nni.runtime.tuner_command_channel import TunerCommandChannel
 from nni.runtime.tuner_command_channel.command_type import CommandType
 
 from nni_cssnas.launch import manager_environment
+from nni_cssnas.results.records import write_atomically
 
 __all__ = ["NasExperiment"]
+
+_logger = logging.getLogger("nni.nas.experiment.cssnas")
 
 
 class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
@@ -56,7 +60,7 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
         """The engine that the configuration names, mended."""
         if isinstance(config, TrainingServiceEngineConfig):
             with mock.patch.object(training_service, "TunerCommandChannel", _Channel):
-                return TrainingServiceExecutionEngine(self)
+                return _TrainingServiceEngine(self)
         if isinstance(config, SequentialEngineConfig):
             engine = _SequentialEngine(config.max_model_count, config.max_duration, config.continue_on_failure)
             engine.experiment = self
@@ -75,9 +79,16 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
             super()._start_nni_manager(*args, **kwargs)
 
     def save_checkpoint(self) -> None:
-        """Save settings and state; from the first time on, whenever a model ends."""
-        with _pickled():
-            super().save_checkpoint()
+        """Save settings and state, each as a whole; from the first time on, whenever a model begins or ends."""
+        folder = self._checkpoint_directory
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / "config.json", nni.dump(self.config.json(), indent=2))
+            if self._engine is not None:
+                _Pickle().save(self.state_dict(), folder / "state.ckpt")
+        except Exception:
+            # Without a checkpoint the experiment cannot be resumed; without this line it would end.
+            _logger.exception("the checkpoint %s cannot be written", folder)
         if self._engine is not None and not self._saves_by_itself:
             self._saves_by_itself = True
             # After the strategy's own callbacks, so that it has learned already.
@@ -85,17 +96,16 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
 
     def load_checkpoint(self) -> None:
         """Load settings and state."""
-        with _pickled():
+        before = serializer.get_default_serializer()
+        serializer.set_default_serializer(_Pickle())
+        try:
             super().load_checkpoint()
+        finally:
+            serializer.set_default_serializer(before)
 
     def _on_end(self, event: TrainingEndEvent) -> None:
         event.model.status = event.status  # NNI does this after all callbacks
         self.save_checkpoint()
-
-    def stop(self) -> None:
-        """Stop, as NNI's."""
-        super().stop()
-        self._saves_by_itself = True  # nothing more is to be saved
 
 
 class _Channel(TunerCommandChannel):  # type: ignore[misc]
@@ -106,6 +116,14 @@ class _Channel(TunerCommandChannel):  # type: ignore[misc]
             command, data = super()._receive()
             if command not in (CommandType.ImportData, CommandType.AddCustomizedTrialJob, CommandType.Ping):
                 return command, data
+
+
+class _TrainingServiceEngine(TrainingServiceExecutionEngine):  # type: ignore[misc]
+    """Saves what a strategy has drawn: of a model that the strategy does not keep, NNI does not tell the end."""
+
+    def submit_models(self, *models: ExecutableModelSpace) -> None:
+        super().submit_models(*models)
+        self.nodejs_binding.save_checkpoint()
 
 
 class _SequentialEngine(SequentialExecutionEngine):  # type: ignore[misc]
@@ -142,13 +160,3 @@ class _Pickle(serializer.Serializer):  # type: ignore[misc]
 
     def load(self, path: Path) -> Any:
         return pickle.loads(path.read_bytes())
-
-
-@contextmanager
-def _pickled() -> Iterator[None]:
-    before = serializer.get_default_serializer()
-    serializer.set_default_serializer(_Pickle())
-    try:
-        yield
-    finally:
-        serializer.set_default_serializer(before)

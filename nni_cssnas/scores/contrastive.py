@@ -29,6 +29,9 @@ __all__ = ["ContrastiveResult", "alignment", "check_images", "train_contrastive"
 MAX_HELD_OUT = 4096
 """More held-out images than that are not looked at: loss and uniformity compare all with all."""
 
+MAX_COMPARED = 32
+"""So many images tell whether the features depend on the image."""
+
 
 @dataclass(frozen=True)
 class ContrastiveResult:
@@ -47,6 +50,10 @@ class ContrastiveResult:
         Time of the training alone.
     images_per_second
         Images (not views) trained on in a second.
+    worst
+        None, or the score of a network that gives the same features for every image, whatever the criterion: minus the
+        largest loss that there can be, about ``2 / temperature + log(negatives)``. Its own loss, that of a guess, is less
+        than what a living network may have after a few steps, and its alignment is perfect.
     """
 
     epoch_losses: tuple[float, ...]
@@ -56,6 +63,7 @@ class ContrastiveResult:
     held_out: float | None = None
     alignment: float | None = None
     uniformity: float | None = None
+    worst: float | None = None
 
     @property
     def loss(self) -> float:
@@ -78,6 +86,8 @@ class ContrastiveResult:
         """The number to maximise for a criterion: ``drop`` as it is, the others turned in sign."""
         if criterion not in ("loss", "drop", "held_out", "alignment", "uniformity") or criterion not in self.components:
             raise ConfigError(f"criterion {criterion!r} was not measured; measured: {', '.join(self.components)}")
+        if self.worst is not None:
+            return self.worst
         value = self.components[criterion]
         return value if criterion == "drop" else -value
 
@@ -206,12 +216,14 @@ def train_contrastive(
             if on_epoch is not None:
                 on_epoch(epoch, epoch_losses[-1])
         seconds = time.perf_counter() - start
+        dead = _is_dead(backbone, views, pool.take(train[:MAX_COMPARED]))
         unseen = _evaluate(backbone, head, pool, held_out, views, generator, config) if num_held_out else {}
     return ContrastiveResult(
         epoch_losses=tuple(epoch_losses),
         steps=trainer.steps,
         seconds=seconds,
         images_per_second=trainer.steps * config.batch_size / max(seconds, 1e-9),
+        worst=_worst(config) if dead else None,
         **unseen,
     )
 
@@ -338,6 +350,21 @@ def _feature_width(backbone: nn.Module, views: Views, images: torch.Tensor) -> i
             f"the backbone gives {shape} for {len(probe)} images; it must give features of shape (batch, width)"
         )
     return features.shape[1]
+
+
+def _worst(config: ContrastiveConfig) -> float:
+    """Minus the largest loss: the positive's cosine is -1, those of all negatives are 1."""
+    negatives = max(2 * config.batch_size - 2, config.memory_bank_size)
+    # In this form, exp(2 / temperature) cannot overflow.
+    return -(2 / config.temperature + math.log(negatives + math.exp(-2 / config.temperature)))
+
+
+@torch.no_grad()
+def _is_dead(backbone: nn.Module, views: Views, images: torch.Tensor) -> bool:
+    """Whether all images have the same features, to the last bits."""
+    backbone.eval()
+    features = backbone(views(images, torch.Generator(images.device).manual_seed(0))[0]).float()
+    return bool((features - features[0]).abs().max() <= 1e-6 * features.abs().max())
 
 
 @torch.no_grad()

@@ -146,9 +146,14 @@ def genotype_of_hub(sample: Mapping[str, Any]) -> Genotype:
         if not nodes:
             raise SpaceError(f"the sample has no choice {name}/op_2_0; it is not one of nni.nas.hub.pytorch.DARTS")
         try:
-            cells[name] = Cell(tuple(tuple(sorted(nodes[state], key=lambda edge: edge.source)) for state in sorted(nodes)), tuple(sorted(nodes)))
+            cells[name] = Cell(
+                tuple(tuple(sorted(nodes[state], key=lambda edge: edge.source)) for state in sorted(nodes)),
+                tuple(sorted(nodes)),
+            )
         except GenotypeError as error:
-            raise GenotypeError(f"{name} cell: {error}; nni_cssnas.spaces.supernet.CellSupernet has no such cells") from None
+            raise GenotypeError(
+                f"{name} cell: {error}; nni_cssnas.spaces.supernet.CellSupernet has no such cells"
+            ) from None
     return Genotype(**cells)
 
 

@@ -93,10 +93,7 @@ class Search:
         finally:
             process.kill()
         assert process.returncode == 0, output[-3000:]
-        found = {
-            name: json.loads(re.findall(rf"^{name} (.*)$", output, re.MULTILINE)[0]) for name in ("TOP", "TRIED")
-        }
-        return found
+        return {name: json.loads(re.findall(rf"^{name} (.*)$", output, re.MULTILINE)[0]) for name in ("TOP", "TRIED")}
 
     def kill_after(self, number: int) -> None:
         """SIGKILL the process, and its manager and trials, when so many trials have finished."""

@@ -61,7 +61,7 @@ def test_samples_of_nnis_darts_space() -> None:
     ]
     assert [(edge.operation, edge.source) for edge in genotype.reduce.nodes[0]] == [("sep_conv_3x3", 1)]
     assert genotype.normal.concat == (2, 3)
-    with pytest.raises(GenotypeError, match="two edges from one state.*CellSupernet has no such cells"):
+    with pytest.raises(GenotypeError, match=r"two edges from one state.*CellSupernet has no such cells"):
         genotype_of_hub(HUB | {"normal/input_3_1": [0]})
     with pytest.raises(SpaceError, match=r"is not one of nni.nas.hub.pytorch.DARTS"):
         genotype_of_hub({"x": 1})

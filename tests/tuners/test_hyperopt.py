@@ -150,5 +150,5 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_an_unknown_type_of_choice() -> None:
-    with pytest.raises(ConfigError, match="choice x of search_space.json has _type 'chioce'"):
+    with pytest.raises(ConfigError, match=r"choice x of search_space.json has _type 'chioce'"):
         hyperopt_space({"x": {"_type": "chioce", "_value": [1]}})
