@@ -125,6 +125,7 @@ def victim(home: Path, tmp_path: Path) -> Any:
         found.sweep()
 
 
+@pytest.mark.timeout(300 + 45 * KILLS)
 def test_kill_nine(victim: Victim, tmp_path: Path) -> None:
     rng = random.Random(0)
     kinds = ["manager", "tuner", "trial", "manager"]
@@ -136,7 +137,7 @@ def test_kill_nine(victim: Victim, tmp_path: Path) -> None:
         time.sleep(1)
         victim.sweep()
         victim.resume()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 120 + 10 * KILLS
     status = ""
     while time.monotonic() < deadline and status not in ("DONE", "ERROR", "TUNER_NO_MORE_TRIAL"):
         time.sleep(1)

@@ -1,0 +1,114 @@
+"""NNI's assessors see the criterion after every epoch, and Hyperband's budget is the number of epochs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nni_cssnas import launch
+from nni_cssnas.results.records import read_records
+
+from .conftest import PROXY
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+def run(home: Path, folder: Path, proxy: dict[str, Any], settings: dict[str, Any], port: int) -> tuple[Any, Any, Path]:
+    (folder / "proxy.yml").write_text(yaml.safe_dump(proxy))
+    experiment = {
+        "searchSpaceFile": "search_space.json",
+        "trialCommand": "python -m nni_cssnas.trial proxy.yml",
+        "trialCodeDirectory": ".",
+        "experimentWorkingDirectory": str(home / "nni-experiments"),
+        "trialConcurrency": 2,
+        "trainingService": {"platform": "local"},
+    }
+    (folder / "experiment.yml").write_text(yaml.safe_dump(experiment | settings))
+    subprocess.run([sys.executable, "-m", "nni_cssnas.cli", "space", str(folder / "proxy.yml")], check=True)
+    started = launch.create(folder / "experiment.yml", port=launch.free_port(port))
+    try:
+        *_, last = started.watch(interval=1.0)
+        trials = sorted(started.get("trial-jobs"), key=lambda trial: trial["sequenceId"])
+        metrics = started.get("metric-data")
+    finally:
+        started.stop()
+    assert last.status == "DONE", last
+    return trials, metrics, home / "nni-experiments" / started.id
+
+
+# Trials from the fourth on learn nothing.
+HOPELESS = """
+import os, sys
+from nni_cssnas.trial import main
+sys.exit(main(["hopeless.yml" if int(os.environ["NNI_TRIAL_SEQ_ID"]) > 2 else "proxy.yml"]))
+"""
+
+
+def test_medianstop_ends_what_is_worse(home: Path, tmp_path: Path) -> None:
+    """A trial's intermediate results are its criterion, so those that are stopped are those whose drop is small."""
+    training = {"criterion": "drop", "epochs": 60, "batch_size": 32}
+    proxy = PROXY | {"contrastive": training}
+    (tmp_path / "hopeless.yml").write_text(yaml.safe_dump(PROXY | {"contrastive": training | {"lr": 1e-12}}))
+    (tmp_path / "trial.py").write_text(HOPELESS)
+    settings = {
+        "trialCommand": "python trial.py",
+        "maxTrialNumber": 5,
+        "tuner": {"name": "Random", "classArgs": {"seed": 1}},
+        "assessor": {"name": "Medianstop", "classArgs": {"optimize_mode": "maximize", "start_step": 3}},
+    }
+    trials, metrics, folder = run(home, tmp_path, proxy, settings, 18380)
+    states = [trial["status"] for trial in trials]
+    # NNI 3.0 calls every process that it killed cancelled by the user.
+    stopped = {"EARLY_STOPPED", "USER_CANCELED"}
+    assert states[:3] == ["SUCCEEDED"] * 3
+    assert set(states[3:]) <= stopped
+    records = {record.trial: record for record in read_records(folder)}
+    for trial in trials:
+        told = [
+            json.loads(json.loads(metric["data"]))
+            for metric in metrics
+            if metric["trialJobId"] == trial["trialJobId"] and metric["type"] == "PERIODICAL"
+        ]
+        record = records[trial["trialJobId"]]
+        losses = record.epoch_losses[: len(told)]
+        assert [item["loss"] for item in told] == pytest.approx(losses)
+        assert [item["default"] for item in told] == pytest.approx([losses[0] - loss for loss in losses])
+        if trial["status"] in stopped:
+            assert len(record.epoch_losses) < 60
+            assert not record.finished
+        else:
+            assert len(told) == 60
+            assert record.score == pytest.approx(told[-1]["default"])
+
+
+def test_hyperbands_budget_is_the_number_of_epochs(home: Path, tmp_path: Path) -> None:
+    proxy = PROXY | {"contrastive": {"criterion": "drop", "batch_size": 32}}
+    settings = {
+        "maxTrialNumber": 8,
+        "advisor": {
+            "className": "nni_cssnas.tuners.hyperband.Hyperband",
+            "codeDirectory": ".",
+            "classArgs": {"R": 6, "eta": 3, "exec_mode": "serial", "seed": 0},
+        },
+    }
+    trials, _, folder = run(home, tmp_path, proxy, settings, 18480)
+    records = {record.trial: record for record in read_records(folder)}
+    budgets = []
+    for trial in trials:
+        parameters = json.loads(trial["hyperParameters"][0])["parameters"]
+        budgets.append(parameters.pop("TRIAL_BUDGET"))
+        record = records[trial["trialJobId"]]
+        assert record.parameters == parameters
+        assert record.finished
+        assert len(record.epoch_losses) == budgets[-1]
+    assert budgets[:4] == [2, 2, 2, 6]
+    best = max(trials[:3], key=lambda trial: records[trial["trialJobId"]].score)
+    assert records[trials[3]["trialJobId"]].parameters == records[best["trialJobId"]].parameters
+    # The same architecture has the same weights, whatever its budget.
+    assert records[trials[3]["trialJobId"]].seed == records[best["trialJobId"]].seed
