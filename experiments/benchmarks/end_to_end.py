@@ -5,7 +5,8 @@
 
 For each seed: ``--random`` architectures of NNI's ``NasBench201`` are screened by the default untrained score, then our TPE
 learns from them and proposes ``--trials`` more, each scored when it is proposed. What is chosen is fixed beforehand: the
-architecture with the best score. Its CIFAR-10 accuracy is then read from the table, for the first time. Architectures that
+architecture that is best when all that were scored are ranked among each other, which tells the best ones apart better than
+their ranks among the references, better than which most of them are. Its CIFAR-10 accuracy is then read from the table, for the first time. Architectures that
 the table does not hold are left out as if they were forbidden. ``--out`` collects ``end_to_end.csv``; seeds in it are not
 run again.
 """
@@ -27,8 +28,9 @@ from rich.progress import track
 from search import interval
 from tables import default_table, read_table
 
-from nni_cssnas.config import ProxyConfig
+from nni_cssnas.config import DEFAULT_WEIGHTS, ProxyConfig
 from nni_cssnas.errors import CssnasError
+from nni_cssnas.scores.combine import log_ranks
 from nni_cssnas.screening import Screener
 from nni_cssnas.tuners.tpe import Tpe
 
@@ -64,23 +66,30 @@ def search(args: argparse.Namespace, truth: Mapping[str, float], seed: int, cons
     scores: dict[str, float] = {}
     drawn = np.random.default_rng(seed)
     found = []
+    components: dict[str, dict[str, float]] = {}
+
+    def score(arch: str, parameters: Mapping[str, str]) -> float:
+        screened = screener.screen(parameters)
+        scores[arch], components[arch] = screened.score, screened.components
+        return screened.score
+
     while len(scores) < args.random:
         parameters = nasbench201.to_sample(nasbench201.random_arch(drawn))
         arch = arch_of(parameters)
         if arch in truth and arch not in scores:
-            scores[arch] = screener.screen(parameters).score
-            found.append({"parameter": parameters, "value": scores[arch]})
+            found.append({"parameter": parameters, "value": score(arch, parameters)})
     tuner.import_data(found)
     number = 0
     while len(scores) < args.random + args.trials:
         parameters = tuner.generate_parameters(number)
         arch = arch_of(parameters)
         if arch in truth:
-            scores[arch] = screener.screen(parameters).score
-            tuner.receive_trial_result(number, parameters, scores[arch])
+            tuner.receive_trial_result(number, parameters, score(arch, parameters))
         tuner.trial_end(number, arch in truth)
         number += 1
-    chosen = max(scores, key=scores.__getitem__)
+    alive = [arch for arch in scores if components[arch]]
+    columns = {name: [components[arch][name] for arch in alive] for name in DEFAULT_WEIGHTS}
+    chosen = alive[int(np.argmax(log_ranks(columns, DEFAULT_WEIGHTS)))]
     seconds = time.perf_counter() - start
     better = sum(accuracy > truth[chosen] for accuracy in truth.values())
     return {
@@ -122,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 writer = csv.DictWriter(file, FIELDS)
                 writer.writeheader()
                 writer.writerows(rows)
-            console.print(", ".join(f"{name} {rows[-1][name]}" for name in FIELDS), highlight=False)
+            line = ", ".join(f"{name} {rows[-1][name]}" for name in FIELDS)
+            console.print(line, highlight=False, soft_wrap=True)
     except CssnasError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
