@@ -175,7 +175,7 @@ def test_a_problem_names_constraint_and_value(name: str) -> None:
 
 
 def test_constraints_that_cannot_be_kept_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nni_cssnas.tuners.tpe.ATTEMPTS", 5)
+    monkeypatch.setattr("nni_cssnas.tuners.base.ATTEMPTS", 5)
     with pytest.raises(NoMoreTrialError):
         proposals(Tpe(seed=0, constraints={"max_params": 1}), 1)
     with pytest.raises(ConfigError, match=r"max_parms.*did you mean 'max_params'"):
