@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from nni_cssnas.errors import CssnasError
+
+if TYPE_CHECKING:
+    from nni_cssnas.config import ProxyConfig
 
 __all__ = ["app", "main"]
 
@@ -252,7 +255,7 @@ def _check_experiment(config: Path) -> int | None:
 
     import yaml
 
-    from nni_cssnas.config import ProxyConfig, ScreenConfig
+    from nni_cssnas.config import ProxyConfig
     from nni_cssnas.errors import ConfigError
 
     try:
@@ -263,19 +266,36 @@ def _check_experiment(config: Path) -> int | None:
         raise ConfigError(f"{config} is not YAML: {error}") from None
     if not isinstance(settings, dict):
         raise ConfigError(f"{config} must be a mapping of NNI's settings, not {type(settings).__name__}")
+    proxy: ProxyConfig | None = None
     words = shlex.split(str(settings.get("trialCommand", "")))
     if "nni_cssnas.trial" in words:
         rest = [word for word in words[words.index("nni_cssnas.trial") + 1 :] if not word.startswith("-")]
         folder = config.parent / str(settings.get("trialCodeDirectory", "."))
-        ProxyConfig.load(folder / (rest[0] if rest else "proxy.yml"))
-    tuner = settings.get("tuner")
-    tuner = tuner if isinstance(tuner, dict) else {}
-    screen = (tuner.get("classArgs") or {}).get("screen")
-    if isinstance(screen, dict):
-        screening = ScreenConfig(**screen)
-        ProxyConfig.load(config.parent / str(tuner.get("codeDirectory", ".")) / screening.proxy)
+        proxy = ProxyConfig.load(folder / (rest[0] if rest else "proxy.yml"))
+    for section in ("tuner", "advisor"):
+        algorithm = settings.get(section)
+        if isinstance(algorithm, dict) and str(algorithm.get("className", "")).startswith("nni_cssnas."):
+            _check_algorithm(algorithm, config.parent / str(algorithm.get("codeDirectory", ".")), proxy)
     number = settings.get("maxTrialNumber")
     return number if isinstance(number, int) else None
+
+
+def _check_algorithm(algorithm: dict[str, Any], folder: Path, proxy: ProxyConfig | None) -> None:
+    """Refuse wrong ``classArgs`` of a tuner or advisor of this package, and budgets that ``proxy.yml`` cannot use."""
+    from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
+    from nni_cssnas.errors import ConfigError, nearest
+    from nni_cssnas.tuners.hyperband import Budgets
+    from nni_cssnas.tuners.validators import VALIDATORS
+
+    name, arguments = algorithm["className"], algorithm.get("classArgs") or {}
+    if name not in VALIDATORS:
+        raise ConfigError(f"className is {name!r}{nearest(name, VALIDATORS)}")
+    VALIDATORS[name]().validate_class_args(**arguments)
+    for key, section in (("screen", ScreenConfig), ("constraints", ConstraintsConfig)):
+        if arguments.get(key):
+            ProxyConfig.load(folder / section(**arguments[key]).proxy)
+    if proxy is not None and name.endswith(".Hyperband"):
+        proxy.with_epochs(Budgets(**arguments).smallest)
 
 
 def _show_best(folder: Path, *, top: int, output: Path | None, force: bool) -> None:

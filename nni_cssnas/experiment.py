@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._saves_by_itself = False
+        self._saving = threading.Lock()  # models begin in one thread and end in another
 
     def execution_engine_factory(self, config: Any) -> Any:
         """The engine that the configuration names, mended."""
@@ -82,10 +84,11 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
         """Save settings and state, each as a whole; from the first time on, whenever a model begins or ends."""
         folder = self._checkpoint_directory
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / "config.json", nni.dump(self.config.json(), indent=2))
-            if self._engine is not None:
-                _Pickle().save(self.state_dict(), folder / "state.ckpt")
+            with self._saving:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_atomically(folder / "config.json", nni.dump(self.config.json(), indent=2))
+                if self._engine is not None:
+                    _Pickle().save(self.state_dict(), folder / "state.ckpt")
         except Exception:
             # Without a checkpoint the experiment cannot be resumed; without this line it would end.
             _logger.exception("the checkpoint %s cannot be written", folder)

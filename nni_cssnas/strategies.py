@@ -15,7 +15,7 @@ from nni.nas.strategy import Strategy
 
 from nni_cssnas.errors import InvalidSampleError
 from nni_cssnas.spaces.encoding import decode, search_space
-from nni_cssnas.tuners.base import SearchTuner
+from nni_cssnas.tuners.base import ATTEMPTS, SearchTuner
 from nni_cssnas.tuners.journal import Entry
 from nni_cssnas.tuners.tpe import Tpe
 
@@ -66,7 +66,7 @@ class TunerStrategy(Strategy):  # type: ignore[misc]
         pass
 
     def _run(self) -> None:
-        number = 0
+        number = rejected = 0
         while self.wait_for_resource():
             try:
                 parameters = self.tuner.generate_parameters(number)
@@ -78,7 +78,12 @@ class TunerStrategy(Strategy):  # type: ignore[misc]
             except (InvalidSampleError, SampleValidationError) as error:
                 _logger.info("rejected %s: %s", parameters, error)
                 self.tuner.trial_end(number, False)
+                rejected += 1
+                if rejected == ATTEMPTS:
+                    _logger.error("%d proposals in a row break the constraints, the last: %s", ATTEMPTS, error)
+                    break
             else:
+                rejected = 0
                 with self._lock:
                     self._ids[model] = number
                 self.engine.submit_models(model)

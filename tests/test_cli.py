@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nni_cssnas import launch
+from nni_cssnas.cli import _check_experiment
 from nni_cssnas.errors import ConfigError, ExperimentError
 
 
@@ -40,6 +41,29 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         assert message in done.stderr
         assert "Traceback" not in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [
+        ("tuner: {className: nni_cssnas.tuners.tpe.TPE}", "did you mean 'nni_cssnas.tuners.tpe.Tpe'"),
+        ("tuner: {className: nni_cssnas.tuners.tpe.Tpe, classArgs: {sed: 1}}", "did you mean 'seed'"),
+        ("tuner: {className: nni_cssnas.tuners.hyperopt.Hyperopt, classArgs: {gamma: 0}}", "gamma is 0"),
+        ("tuner: {className: nni_cssnas.tuners.tpe.Tpe, classArgs: {screen: {candidates: 0}}}", "candidates is 0"),
+        (
+            "tuner: {className: nni_cssnas.tuners.tpe.Tpe, classArgs: {constraints: {max_params: 9, proxy: no.yml}}}",
+            "cannot read",
+        ),
+        ("advisor: {className: nni_cssnas.tuners.hyperband.Hyperband, classArgs: {R: 9, eta: 3}}", "at least 2 epochs"),
+        ("advisor: {className: nni_cssnas.tuners.hyperband.Hyperband, classArgs: {eta: 1}}", "eta is 1"),
+    ],
+)
+def test_a_wrong_tuner_is_refused_before_a_manager_is_started(algorithm: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yml"
+    path.write_text(f"trialCommand: python -m nni_cssnas.trial\nsearchSpaceFile: s.json\n{algorithm}\n")
+    (tmp_path / "proxy.yml").write_text("score: contrastive\n")
+    with pytest.raises(ConfigError, match=message):
+        _check_experiment(path)
 
 
 def test_space_writes_and_does_not_overwrite(tmp_path: Path) -> None:

@@ -189,9 +189,8 @@ def train_contrastive(
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     with seeded(seed):
         backbone = backbone.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
-        head = SimCLRProjectionHead(
-            _feature_width(backbone, views, pool.take(train[:2])), config.projection_hidden, config.projection_dim
-        ).to(device)
+        width, dead = _probe(backbone, views, pool.take(train[:MAX_COMPARED]))
+        head = SimCLRProjectionHead(width, config.projection_hidden, config.projection_dim).to(device)
         loss_function = _loss(config, len(train), generator, device)
         trainer = _Trainer(backbone, head, loss_function, config, num_images=len(train), device=device)
         pairs = views(pool.take(train), generator) if config.view_pool == "fixed" else None
@@ -216,7 +215,6 @@ def train_contrastive(
             if on_epoch is not None:
                 on_epoch(epoch, epoch_losses[-1])
         seconds = time.perf_counter() - start
-        dead = _is_dead(backbone, views, pool.take(train[:MAX_COMPARED]))
         unseen = _evaluate(backbone, head, pool, held_out, views, generator, config) if num_held_out else {}
     return ContrastiveResult(
         epoch_losses=tuple(epoch_losses),
@@ -336,8 +334,8 @@ def _loss(
     return NTXentLoss(temperature=config.temperature, memory_bank_size=bank).to(device)
 
 
-def _feature_width(backbone: nn.Module, views: Views, images: torch.Tensor) -> int:
-    """Width of the features, found by running two images without leaving a trace in the network."""
+def _probe(backbone: nn.Module, views: Views, images: torch.Tensor) -> tuple[int, bool]:
+    """Width of the features, and whether all images have the same to the last bits; leaves no trace in the network."""
     training = backbone.training
     backbone.eval()
     probe = views(images, torch.Generator(images.device).manual_seed(0))[0]
@@ -349,7 +347,8 @@ def _feature_width(backbone: nn.Module, views: Views, images: torch.Tensor) -> i
         raise SpaceError(
             f"the backbone gives {shape} for {len(probe)} images; it must give features of shape (batch, width)"
         )
-    return features.shape[1]
+    difference, size = (features - features[0]).abs().max(), features.abs().max()
+    return features.shape[1], bool(difference <= 1e-6 * size)
 
 
 def _worst(config: ContrastiveConfig) -> float:
@@ -357,14 +356,6 @@ def _worst(config: ContrastiveConfig) -> float:
     negatives = max(2 * config.batch_size - 2, config.memory_bank_size)
     # In this form, exp(2 / temperature) cannot overflow.
     return -(2 / config.temperature + math.log(negatives + math.exp(-2 / config.temperature)))
-
-
-@torch.no_grad()
-def _is_dead(backbone: nn.Module, views: Views, images: torch.Tensor) -> bool:
-    """Whether all images have the same features, to the last bits."""
-    backbone.eval()
-    features = backbone(views(images, torch.Generator(images.device).manual_seed(0))[0]).float()
-    return bool((features - features[0]).abs().max() <= 1e-6 * features.abs().max())
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import nni
@@ -17,6 +18,35 @@ from nni_cssnas.tuners.base import finite_score
 __all__ = ["Hyperband"]
 
 _logger = logging.getLogger("nni.tuner.cssnas")
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Arguments of :class:`Hyperband`, checked: raises ConfigError."""
+
+    optimize_mode: str = "maximize"
+    R: int = 18
+    eta: int = 3
+    exec_mode: str = "parallelism"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("optimize_mode", ("maximize", "minimize")), ("exec_mode", ("parallelism", "serial"))):
+            value = getattr(self, name)
+            if value not in known:
+                raise ConfigError(f"{name} is {value!r}{nearest(value, known)}")
+        for name, least in (("R", 1), ("eta", 2)):
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < least:
+                raise ConfigError(f"{name} is {number!r}; it must be a whole number from {least}")
+
+    @property
+    def smallest(self) -> int:
+        """Epochs of the first round of the widest bracket."""
+        budget = self.R
+        while budget >= self.eta:
+            budget //= self.eta
+        return budget
 
 
 class Hyperband(hyperband_advisor.Hyperband):  # type: ignore[misc]
@@ -66,15 +96,7 @@ class Hyperband(hyperband_advisor.Hyperband):  # type: ignore[misc]
         exec_mode: str = "parallelism",
         seed: int | None = None,
     ) -> None:
-        for name, value, known in (
-            ("optimize_mode", optimize_mode, ("maximize", "minimize")),
-            ("exec_mode", exec_mode, ("parallelism", "serial")),
-        ):
-            if value not in known:
-                raise ConfigError(f"{name} is {value!r}{nearest(value, known)}")
-        for name, number, least in (("R", R, 1), ("eta", eta, 2)):
-            if not isinstance(number, int) or number < least:
-                raise ConfigError(f"{name} is {number!r}; it must be a whole number from {least}")
+        Budgets(optimize_mode, R, eta, exec_mode, seed)
         super().__init__(optimize_mode, R, eta, exec_mode)
         self._seed = seed
         self._issued: set[str] = set()

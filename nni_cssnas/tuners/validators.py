@@ -1,22 +1,23 @@
-"""NNI checks ``classArgs`` of registered tuners by these before it starts an experiment."""
+"""``classArgs`` are checked by these before an experiment is started: by NNI for registered tuners, by ``nni-cssnas run`` for all."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from nni import ClassArgsValidator
 
 from nni_cssnas.errors import ConfigError, nearest
-from nni_cssnas.tuners.base import SearchTuner
+from nni_cssnas.tuners.hyperband import Budgets
 from nni_cssnas.tuners.hyperopt import Hyperopt
 from nni_cssnas.tuners.tpe import Tpe
 
-__all__ = ["HyperoptValidator", "TpeValidator"]
+__all__ = ["VALIDATORS", "HyperbandValidator", "HyperoptValidator", "TpeValidator"]
 
 
 class _Validator(ClassArgsValidator):  # type: ignore[misc]
-    tuner: type[SearchTuner]
+    tuner: Callable[..., Any]
 
     def validate_class_args(self, **arguments: Any) -> None:
         """Make a tuner of them. Raises ConfigError if they are wrong."""
@@ -37,3 +38,17 @@ class HyperoptValidator(_Validator):
     """For :class:`~nni_cssnas.tuners.hyperopt.Hyperopt`."""
 
     tuner = Hyperopt
+
+
+class HyperbandValidator(_Validator):
+    """For :class:`~nni_cssnas.tuners.hyperband.Hyperband`."""
+
+    tuner = Budgets
+
+
+VALIDATORS: dict[str, type[_Validator]] = {
+    "nni_cssnas.tuners.tpe.Tpe": TpeValidator,
+    "nni_cssnas.tuners.hyperopt.Hyperopt": HyperoptValidator,
+    "nni_cssnas.tuners.hyperband.Hyperband": HyperbandValidator,
+}
+"""By the tuner's ``className``."""

@@ -202,7 +202,7 @@ def test_too_few_images() -> None:
 
 
 def test_a_backbone_must_give_vectors() -> None:
-    with pytest.raises(SpaceError, match=r"gives \(2, 8, 6, 6\) for 2 images"):
+    with pytest.raises(SpaceError, match=r"gives \(32, 8, 6, 6\) for 32 images"):
         train_contrastive(nn.Conv2d(3, 8, 3), images(), config(), views=noisy_views, seed=0)
 
 

@@ -64,22 +64,10 @@ def test_it_proposes_what_fmin_proposes(arguments: dict[str, Any], seed: int) ->
     assert ours == theirs
 
 
-MIXED: dict[str, Any] = {
-    "lr": {"_type": "loguniform", "_value": [1e-4, 1.0]},
-    "width": {"_type": "quniform", "_value": [8, 64, 8]},
-    "x": {"_type": "normal", "_value": [0, 1]},
-    "n": {"_type": "randint", "_value": [2, 9]},
-    "block": {
-        "_type": "choice",
-        "_value": [{"_name": "a", "k": {"_type": "choice", "_value": [3, 5, 7]}}, {"_name": "b"}],
-    },
-}
-
-
 @pytest.mark.parametrize("unique", [False, True])
-def test_every_kind_of_choice(unique: bool) -> None:
+def test_every_kind_of_choice(unique: bool, mixed: dict[str, Any]) -> None:
     tuner = Hyperopt(seed=3, n_startup_jobs=8, unique=unique)
-    tuner.update_search_space(MIXED)
+    tuner.update_search_space(mixed)
     for index in range(40):
         parameters = tuner.generate_parameters(index)
         assert 1e-4 <= parameters["lr"] <= 1.0
@@ -91,9 +79,9 @@ def test_every_kind_of_choice(unique: bool) -> None:
     assert abs(parameters["x"]) < 5
 
 
-def test_mixed_choices_are_fmins() -> None:
+def test_mixed_choices_are_fmins(mixed: dict[str, Any]) -> None:
     tuner = Hyperopt(seed=4, n_startup_jobs=8)
-    tuner.update_search_space(MIXED)
+    tuner.update_search_space(mixed)
     ours = []
     for index in range(30):
         parameters = tuner.generate_parameters(index)
@@ -107,7 +95,7 @@ def test_mixed_choices_are_fmins() -> None:
 
     hyperopt.fmin(
         loss,
-        hyperopt_space(MIXED),
+        hyperopt_space(mixed),
         algo=lambda *args: tpe.suggest(*args, n_startup_jobs=8),
         max_evals=30,
         rstate=np.random.default_rng(4),

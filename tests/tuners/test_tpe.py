@@ -144,17 +144,8 @@ def test_resumed_trials_are_known_and_not_repeated() -> None:
 
 
 @pytest.mark.parametrize("running", [0, 3])
-def test_the_estimator_is_nnis_for_every_kind_of_choice(running: int) -> None:
-    choices = space(4, 5) | {
-        "lr": {"_type": "loguniform", "_value": [1e-4, 1.0]},
-        "width": {"_type": "quniform", "_value": [8, 64, 8]},
-        "x": {"_type": "normal", "_value": [0, 1]},
-        "n": {"_type": "randint", "_value": [2, 9]},
-        "block": {
-            "_type": "choice",
-            "_value": [{"_name": "a", "k": {"_type": "choice", "_value": [3, 5, 7]}}, {"_name": "b"}],
-        },
-    }
+def test_the_estimator_is_nnis_for_every_kind_of_choice(running: int, mixed: dict[str, Any]) -> None:
+    choices = space(4, 5) | mixed
     ours, theirs = Tpe(seed=2, tpe_args={"n_startup_jobs": 8}), TpeTuner("maximize", 2, {"n_startup_jobs": 8})
     for tuner in (ours, theirs):
         tuner.update_search_space(choices)
