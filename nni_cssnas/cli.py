@@ -295,7 +295,14 @@ def _check_algorithm(algorithm: dict[str, Any], folder: Path, proxy: ProxyConfig
         if arguments.get(key):
             ProxyConfig.load(folder / section(**arguments[key]).proxy)
     if proxy is not None and name.endswith(".Hyperband"):
-        proxy.with_epochs(Budgets(**arguments).smallest)
+        budgets = Budgets(**arguments)
+        try:
+            proxy.with_epochs(budgets.smallest)
+        except ConfigError as error:
+            raise ConfigError(
+                f"R {budgets.R} and eta {budgets.eta} give candidates {budgets.smallest} epochs at first: {error}; "
+                "change R in classArgs, or the proxy's score or criterion"
+            ) from None
 
 
 def _show_best(folder: Path, *, top: int, output: Path | None, force: bool) -> None:

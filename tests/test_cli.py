@@ -54,7 +54,10 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
             "tuner: {className: nni_cssnas.tuners.tpe.Tpe, classArgs: {constraints: {max_params: 9, proxy: no.yml}}}",
             "cannot read",
         ),
-        ("advisor: {className: nni_cssnas.tuners.hyperband.Hyperband, classArgs: {R: 9, eta: 3}}", "at least 2 epochs"),
+        (
+            "advisor: {className: nni_cssnas.tuners.hyperband.Hyperband, classArgs: {R: 9, eta: 3}}",
+            r"R 9 and eta 3 give candidates 1 epochs at first.*at least 2 epochs; change R",
+        ),
         ("advisor: {className: nni_cssnas.tuners.hyperband.Hyperband, classArgs: {eta: 1}}", "eta is 1"),
     ],
 )
