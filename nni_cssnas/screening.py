@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -96,10 +96,25 @@ class Screener:
             Processes, each with its share of the threads; they take some seconds to start. What is found
             does not depend on them.
         """
-        drawn = self._draw(num, seed)
+        yield from self.many(self._draw(num, seed), seconds, workers)
+
+    def many(
+        self, proposals: Iterable[Mapping[str, Any]], seconds: float | None = None, workers: int = 1
+    ) -> Iterator[Screened]:
+        """Screen architectures, in their order.
+
+        A proposal is taken up to ``2 * workers`` before its result is given, so a tuner that makes the proposals has that
+        many trials running.
+
+        Parameters
+        ----------
+        proposals, seconds, workers
+            As for :meth:`random`.
+        """
         end = math.inf if seconds is None else time.monotonic() + seconds
+        proposals = itertools.takewhile(lambda _: time.monotonic() < end, proposals)
         if workers == 1:
-            yield from (self.screen(item) for item in itertools.takewhile(lambda _: time.monotonic() < end, drawn))
+            yield from map(self.screen, proposals)
             return
         _ = self.proxy.reference_set  # once, not by all of them at a time
         threads = max(1, torch.get_num_threads() // workers)
@@ -108,10 +123,8 @@ class Screener:
         ) as pool:
             waiting: deque[Future[Screened]] = deque()
             try:
-                for item in drawn:
-                    if time.monotonic() >= end:
-                        break
-                    waiting.append(pool.submit(_screen_in_worker, item))
+                for item in proposals:
+                    waiting.append(pool.submit(_screen_in_worker, dict(item)))
                     if len(waiting) > 2 * workers:
                         yield waiting.popleft().result()
                 while waiting:
