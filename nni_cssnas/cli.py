@@ -106,13 +106,14 @@ def screen(
     space: Annotated[str | None, typer.Option("--space", help="module:attribute of an NNI model space.")] = None,
     images: Annotated[str | None, typer.Option("--images", help="A folder, an .npz, cifar10 or tiles.")] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many random architectures.")] = 1000,
+    guided: Annotated[int, typer.Option("--guided", min=0, help="Then so many that TPE proposes.")] = 0,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after this time.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, and of all that is scored.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one for each core).")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("screened"),
     force: Annotated[bool, typer.Option("--force", help="Replace results that lie there.")] = False,
 ) -> None:
-    """Rank random architectures by the untrained score, without an experiment."""
+    """Search by the untrained score without an experiment: random architectures, and those that TPE learns from them."""
     from rich.progress import track
 
     from nni_cssnas.config import ProxyConfig
@@ -135,24 +136,28 @@ def screen(
         raise ConfigError(f"{table} is there already; name another folder with --output, or use --force")
 
     from nni_cssnas.results.screened import write_screened
-    from nni_cssnas.screening import Screener
+    from nni_cssnas.screening import Screened, Screener
+    from nni_cssnas.search import choose, explore
 
     with console.status("drawing and scoring the reference architectures"):
         screener = Screener(settings)
         _ = screener.proxy.reference_set
-    found = []
+    found: list[Screened] = []
     seconds = None if minutes is None else 60 * minutes
-    draw = screener.random(num, settings.seed, seconds, workers or screener.default_workers(num))
-    try:
-        for item in track(draw, total=num, description="screening", console=console):
-            found.append(item)
-    except KeyboardInterrupt:
-        console.print("interrupted; what was screened is kept")
-    if not found:
-        raise typer.Exit(130)
-    paths = write_screened(found, output, force=force)
-    top = max(found, key=lambda item: item.score)
-    console.print(f"best of {len(found)} architectures: score {top.score:.4f}")
+    total = num + guided
+    with screener.spread(workers or screener.default_workers(total)) as spread:
+        drawn = explore(screener, spread, num, guided, seed=settings.seed, seconds=seconds)
+        try:
+            for item in track(drawn, total=total, description="screening", console=console):
+                found.append(item)
+        except KeyboardInterrupt:
+            console.print("interrupted; what was screened is kept")
+        if not found:
+            raise typer.Exit(130)
+        with console.status("looking at the best once more"):
+            ranked = choose(found, settings.untrained.weights, spread)
+    paths = write_screened(ranked, output, force=force)
+    console.print(f"best of {len(ranked)} architectures: score {ranked[0].score:.4f}")
     for path in paths:
         console.print(f"  {path}", soft_wrap=True, highlight=False)
 

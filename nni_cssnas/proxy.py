@@ -20,7 +20,7 @@ import hashlib
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -215,7 +215,14 @@ class Proxy:
             ranked[CRITERION] = criterion
         return ProxyResult(self.reference_set.score(ranked), components, losses)
 
-    def _untrained(self, backbone: Backbone, macs: int | None = None) -> dict[str, float]:
+    def untrained(self, model: nn.Module, components: Sequence[str]) -> dict[str, float]:
+        """Some of :data:`~nni_cssnas.config.UNTRAINED_SCORES` of a network, on weights drawn anew; its own are kept."""
+        backbone = Backbone(model, self.size, self.config.space.classifier)
+        return self._untrained(backbone, multiply_adds(backbone, (3, self.size, self.size)), components)
+
+    def _untrained(
+        self, backbone: Backbone, macs: int | None = None, components: Sequence[str] = ()
+    ) -> dict[str, float]:
         # The weights are drawn anew; the contrastive training starts from the candidate's own.
         own = {name: value.clone() for name, value in backbone.state_dict().items()}
         found = measure(
@@ -223,7 +230,7 @@ class Proxy:
             self._fixed_views,
             self.config.seed,
             stages=[f"model.{stage.name}" if stage.name else "model" for stage in backbone.structure.stages],
-            components=tuple(self.config.untrained.weights),
+            components=components or tuple(self.config.untrained.weights),
             macs=macs,
         )
         backbone.load_state_dict(own)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import multiprocessing
 import signal
+import statistics
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,12 +23,24 @@ from nni_cssnas.errors import ConfigError, SpaceError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.proxy import Candidate, Proxy, candidate_seed, references_of
 from nni_cssnas.scores.cost import latency, multiply_adds, num_parameters
-from nni_cssnas.scores.device import resolve_device
+from nni_cssnas.scores.device import derive_seed, resolve_device
 from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.encoding import decode, random_parameters, search_space
 from nni_cssnas.spaces.factory import make_space
 
-__all__ = ["Feasibility", "Screened", "Screener"]
+__all__ = ["FINAL", "Feasibility", "Screened", "Screener", "Spread"]
+
+FINAL = ("effective_macs", "continuity")
+"""What tells the best of many apart. They are the best since their other components are high, some by chance; these two
+are what the rest of the score leaves open (chosen on two spaces, README)."""
+
+FINAL_DRAWS = 4
+
+LAG = 8
+"""Architectures that are taken before the first result is given."""
+
+Spread = Callable[[Callable[["Screener", Mapping[str, Any]], Any], Iterable[Mapping[str, Any]]], Iterator[Any]]
+"""``spread(Screener.screen, architectures)`` gives their results in order."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,7 @@ class Screener:
         self.choices = search_space(self.space)
         self.proxy = Proxy(self.config, references_of(self.space, self.config))
         self.proxy.prepare()
+        self._final: dict[int, Proxy] = {}
 
     @classmethod
     def of(cls, screen: ScreenConfig) -> Screener:
@@ -81,63 +93,19 @@ class Screener:
             return Screened(chosen, self.proxy.reference_set.worst, {})
         return Screened(chosen, result.score, result.components, genotype)
 
-    def random(self, num: int, seed: int, seconds: float | None = None, workers: int = 1) -> Iterator[Screened]:
-        """Screen different random architectures; fewer if the space is small.
+    def finalist(self, parameters: Mapping[str, Any]) -> dict[str, float]:
+        """:data:`FINAL` components of one architecture, the mean over :data:`FINAL_DRAWS` other weights and views."""
+        draws = []
+        for number in range(FINAL_DRAWS):
+            if number not in self._final:
+                seed = derive_seed(self.config.seed, f"finalists {number}")
+                self._final[number] = Proxy(self.config.model_copy(update={"seed": seed}), self.proxy.references)
+            model = self.space.freeze(decode(self.space, parameters))
+            draws.append(self._final[number].untrained(model, FINAL))
+        return {name: statistics.fmean(draw[name] for draw in draws) for name in FINAL}
 
-        Parameters
-        ----------
-        num
-            How many at most.
-        seed
-            Of the draw.
-        seconds
-            Nothing is begun after about that long.
-        workers
-            Processes, each with its share of the threads; they take some seconds to start. What is found
-            does not depend on them.
-        """
-        yield from self.many(self._draw(num, seed), seconds, workers)
-
-    def many(
-        self, proposals: Iterable[Mapping[str, Any]], seconds: float | None = None, workers: int = 1
-    ) -> Iterator[Screened]:
-        """Screen architectures, in their order.
-
-        A proposal is taken up to ``2 * workers`` before its result is given, so a tuner that makes the proposals has that
-        many trials running.
-
-        Parameters
-        ----------
-        proposals, seconds, workers
-            As for :meth:`random`.
-        """
-        end = math.inf if seconds is None else time.monotonic() + seconds
-        proposals = itertools.takewhile(lambda _: time.monotonic() < end, proposals)
-        if workers == 1:
-            yield from map(self.screen, proposals)
-            return
-        _ = self.proxy.reference_set  # once, not by all of them at a time
-        threads = max(1, torch.get_num_threads() // workers)
-        with ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(self.config, threads)
-        ) as pool:
-            waiting: deque[Future[Screened]] = deque()
-            try:
-                for item in proposals:
-                    waiting.append(pool.submit(_screen_in_worker, dict(item)))
-                    if len(waiting) > 2 * workers:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def default_workers(self, num: int) -> int:
-        """One process for each of torch's threads, if ``num`` architectures are worth their start, and on a GPU one."""
-        return torch.get_num_threads() if num >= 32 and self.proxy.device.type == "cpu" else 1
-
-    def _draw(self, num: int, seed: int) -> Iterator[dict[str, Any]]:
-        """Up to ``num`` different random architectures."""
+    def random(self, num: int, seed: int) -> Iterator[dict[str, Any]]:
+        """Up to ``num`` different random architectures, as parameters; fewer if the space is small."""
         rng = np.random.default_rng(seed)
         seen: set[str] = set()
         repeats = 0
@@ -150,6 +118,33 @@ class Screener:
             seen.add(key)
             repeats = 0
             yield parameters
+
+    @contextmanager
+    def spread(self, workers: int = 1) -> Iterator[Spread]:
+        """A function that applies a method to many architectures, in so many processes; they take some seconds to start.
+
+        Each process has its share of the threads. Results come in the order of the architectures, :data:`LAG` of which are
+        taken before the first result is given, whatever ``workers`` is (up to half of :data:`LAG`): what a tuner learns
+        while it proposes does not depend on the number of cores.
+        """
+        if workers == 1:
+            yield lambda method, items: _lagged(lambda item: partial(method, self, item), items, LAG)
+            return
+        _ = self.proxy.reference_set  # once, not by all of them at a time
+        threads = max(1, torch.get_num_threads() // workers)
+        pool = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(self.config, threads)
+        )
+        try:
+            yield lambda method, items: _lagged(
+                lambda item: pool.submit(_work, method, dict(item)).result, items, max(LAG, 2 * workers)
+            )
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def default_workers(self, num: int) -> int:
+        """One process for each of torch's threads, if ``num`` architectures are worth their start, and on a GPU one."""
+        return torch.get_num_threads() if num >= 32 and self.proxy.device.type == "cpu" else 1
 
 
 class Feasibility:
@@ -221,6 +216,19 @@ def _start_worker(config: ProxyConfig, threads: int) -> None:
     _worker = Screener(config.model_copy(update={"threads": threads}))
 
 
-def _screen_in_worker(parameters: dict[str, Any]) -> Screened:
+def _work(method: Callable[[Screener, Mapping[str, Any]], Any], parameters: dict[str, Any]) -> Any:
     assert _worker is not None
-    return _worker.screen(parameters)
+    return method(_worker, parameters)
+
+
+def _lagged(
+    start: Callable[[Mapping[str, Any]], Callable[[], Any]], items: Iterable[Mapping[str, Any]], lag: int
+) -> Iterator[Any]:
+    """Start each item and, ``lag`` items later, give its result."""
+    waiting: deque[Callable[[], Any]] = deque()
+    for item in items:
+        waiting.append(start(item))
+        if len(waiting) > lag:
+            yield waiting.popleft()()
+    while waiting:
+        yield waiting.popleft()()

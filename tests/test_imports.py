@@ -23,6 +23,7 @@ ALLOWED = {
     "results": {"genotype", "results"},
     "tuners": {"config", "screening", "tuners"},
     "screening": {"config", "genotype", "proxy", "scores", "spaces"},
+    "search": {"scores", "screening", "tuners"},
     "proxy": {"config", "images", "scores", "spaces", "results"},
     "pairing": set(),
     "launch": {"tuners"},

@@ -3,12 +3,10 @@
 
     python experiments/benchmarks/end_to_end.py --table nasbench201.csv.gz --images cifar10.npz
 
-For each seed: ``--random`` architectures of NNI's ``NasBench201`` are screened by the default untrained score, then our TPE
-learns from them and proposes ``--trials`` more, each scored when it is proposed. What is chosen is fixed beforehand: the
-architecture that is best when all that were scored are ranked among each other, which tells the best ones apart better than
-their ranks among the references, better than which most of them are. Its CIFAR-10 accuracy is then read from the table, for the first time. Architectures that
-the table does not hold are left out as if they were forbidden. ``--out`` collects ``end_to_end.csv``; seeds in it are not
-run again.
+For each seed, what ``nni-cssnas screen --num R --guided G`` does: R architectures of NNI's ``NasBench201`` are drawn at random,
+TPE learns from their untrained scores and proposes G more, and one is chosen (:mod:`nni_cssnas.search`). Its CIFAR-10 accuracy
+is then read from the table, for the first time. Architectures that the table does not hold are left out as if they were
+forbidden. ``--out`` collects ``end_to_end.csv``; seeds in it are not run again.
 """
 
 from __future__ import annotations
@@ -28,11 +26,10 @@ from rich.progress import track
 from search import interval
 from tables import default_table, read_table
 
-from nni_cssnas.config import DEFAULT_WEIGHTS, ProxyConfig
+from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import CssnasError
-from nni_cssnas.scores.combine import log_ranks
 from nni_cssnas.screening import Screener
-from nni_cssnas.tuners.tpe import Tpe
+from nni_cssnas.search import choose, explore
 
 FIELDS = ("seed", "arch", "score", "accuracy", "rank", "scored", "seconds")
 
@@ -50,55 +47,37 @@ def arch_of(parameters: Mapping[str, str]) -> str:
 def search(args: argparse.Namespace, truth: Mapping[str, float], seed: int, console: Console) -> dict[str, object]:
     """One search without labels; the truth is looked up when everything is chosen."""
     start = time.perf_counter()
-    screener = Screener(
-        ProxyConfig(
-            seed=seed,
-            space={
-                "name": "nni.nas.hub.pytorch:NasBench201",
-                "arguments": {"stem_out_channels": 16, "num_modules_per_stack": 1},
-            },
-            images={"source": args.images, "num_images": None},
-            views={"input_size": args.size},
-        )
+    config = ProxyConfig(
+        seed=seed,
+        space={
+            "name": "nni.nas.hub.pytorch:NasBench201",
+            "arguments": {"stem_out_channels": 16, "num_modules_per_stack": 1},
+        },
+        images={"source": args.images, "num_images": None},
+        views={"input_size": args.size},
     )
-    tuner = Tpe(seed=seed)
-    tuner.update_search_space(screener.choices)
-    scores: dict[str, float] = {}
-    drawn = np.random.default_rng(seed)
-    found = []
-    components: dict[str, dict[str, float]] = {}
-
-    def score(arch: str, parameters: Mapping[str, str]) -> float:
-        screened = screener.screen(parameters)
-        scores[arch], components[arch] = screened.score, screened.components
-        return screened.score
-
-    while len(scores) < args.random:
-        parameters = nasbench201.to_sample(nasbench201.random_arch(drawn))
-        arch = arch_of(parameters)
-        if arch in truth and arch not in scores:
-            found.append({"parameter": parameters, "value": score(arch, parameters)})
-    tuner.import_data(found)
-    number = 0
-    while len(scores) < args.random + args.trials:
-        parameters = tuner.generate_parameters(number)
-        arch = arch_of(parameters)
-        if arch in truth:
-            tuner.receive_trial_result(number, parameters, score(arch, parameters))
-        tuner.trial_end(number, arch in truth)
-        number += 1
-    alive = [arch for arch in scores if components[arch]]
-    columns = {name: [components[arch][name] for arch in alive] for name in DEFAULT_WEIGHTS}
-    chosen = alive[int(np.argmax(log_ranks(columns, DEFAULT_WEIGHTS)))]
+    screener = Screener(config)
+    with screener.spread(args.workers) as spread:
+        explored = explore(
+            screener,
+            spread,
+            args.random,
+            args.guided,
+            seed=seed,
+            allowed=lambda parameters: arch_of(parameters) in truth,
+        )
+        found = list(track(explored, f"seed {seed}", args.random + args.guided, console=console, transient=True))
+        ranked = choose(found, config.untrained.weights, spread)
+    chosen = arch_of(ranked[0].parameters)
     seconds = time.perf_counter() - start
     better = sum(accuracy > truth[chosen] for accuracy in truth.values())
     return {
         "seed": seed,
         "arch": chosen,
-        "score": f"{scores[chosen]:.4f}",
+        "score": f"{ranked[0].score:.4f}",
         "accuracy": truth[chosen],
         "rank": better + 1,
-        "scored": len(scores),
+        "scored": len(found),
         "seconds": f"{seconds:.0f}",
     }
 
@@ -108,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, help="CSV with the columns arch and cifar10_test, plain or .gz")
     parser.add_argument("--images", default="cifar10", help="images that are scored on: an .npz, a folder, cifar10")
     parser.add_argument("--size", type=int, default=16, help="edge of the views in pixels")
-    parser.add_argument("--random", type=int, default=200, help="random architectures that are screened")
-    parser.add_argument("--trials", type=int, default=150, help="proposals of TPE after them")
+    parser.add_argument("--random", type=int, default=400, help="random architectures that are screened")
+    parser.add_argument("--guided", type=int, default=200, help="proposals of TPE after them")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--out", type=Path, default=Path("runs/end_to_end"))
     args = parser.parse_args(arguments)
@@ -125,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with path.open(newline="", encoding="utf-8") as file:
                 rows = [dict(row) for row in csv.DictReader(file)]
         known = {str(row["seed"]) for row in rows}
-        for seed in track([seed for seed in args.seeds if str(seed) not in known], "searching", console=console):
+        for seed in [seed for seed in args.seeds if str(seed) not in known]:
             rows.append(search(args, truth, seed, console))
             with path.open("w", newline="", encoding="utf-8") as file:
                 writer = csv.DictWriter(file, FIELDS)

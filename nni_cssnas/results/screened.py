@@ -29,15 +29,14 @@ class ScoredArchitecture(Protocol):
     def genotype(self) -> Genotype | None: ...
 
 
-def write_screened(found: Sequence[ScoredArchitecture], folder: Path, *, force: bool = False) -> list[Path]:
-    """Write ``screen.csv``, best score first, and the best as ``genotype.json`` with pictures, or ``sample.json``.
+def write_screened(ranked: Sequence[ScoredArchitecture], folder: Path, *, force: bool = False) -> list[Path]:
+    """Write ``screen.csv``, in the order given, and the first as ``genotype.json`` with pictures, or ``sample.json``.
 
     Raises
     ------
     ExperimentError
         If one of the files is there and ``force`` is false, or the folder cannot be written.
     """
-    ranked = sorted(found, key=lambda item: -item.score)
     best = ranked[0]
     names = sorted({name for item in ranked for name in item.components})
     choices = sorted({name for item in ranked for name in item.parameters})

@@ -1,0 +1,112 @@
+"""A search without trials: random architectures, then TPE that learns from them, all judged by the untrained score.
+
+Life cycle: :func:`explore` gives what it screens, one after the other; :func:`choose` ranks it all, best first. Both
+are what ``nni-cssnas screen`` does, and use every core.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from nni import NoMoreTrialError
+
+from nni_cssnas.scores.combine import log_ranks
+from nni_cssnas.screening import FINAL, Screened, Screener, Spread
+from nni_cssnas.tuners.tpe import Tpe
+
+__all__ = ["FINALISTS", "choose", "explore"]
+
+FINALISTS = 32
+"""So many of the best are looked at again."""
+
+
+def explore(
+    screener: Screener,
+    spread: Spread,
+    num_random: int,
+    num_guided: int = 0,
+    *,
+    seed: int = 0,
+    seconds: float | None = None,
+    allowed: Callable[[Mapping[str, Any]], bool] = lambda parameters: True,
+) -> Iterator[Screened]:
+    """Screen random architectures, then so many that TPE proposes.
+
+    Parameters
+    ----------
+    screener, spread
+        The judge, and what :meth:`~nni_cssnas.screening.Screener.spread` gives.
+    num_random, num_guided
+        How many at most; fewer if the space is small.
+    seed
+        Of the draws.
+    seconds
+        Nothing is begun after about that long.
+    allowed
+        What is neither screened nor counted if it is false for it.
+    """
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    tuner = Tpe(seed=seed)
+    tuner.update_search_space(screener.choices)
+    numbers: dict[str, int] = {}
+
+    def drawn() -> Iterator[dict[str, Any]]:
+        number = 0
+        for parameters in screener.random(10**9 if num_random else 0, seed):
+            if number == num_random or time.monotonic() >= end:
+                return
+            if allowed(parameters):
+                number += 1
+                yield parameters
+
+    def proposed() -> Iterator[dict[str, Any]]:
+        number = taken = 0
+        while taken < num_guided and time.monotonic() < end:
+            try:
+                parameters = tuner.generate_parameters(number)
+            except NoMoreTrialError:
+                return
+            if allowed(parameters):
+                numbers[_key(parameters)] = number
+                taken += 1
+                yield parameters
+            else:
+                tuner.trial_end(number, False)
+            number += 1
+
+    for item in spread(Screener.screen, drawn()):
+        tuner.import_data([{"parameter": item.parameters, "value": item.score}])
+        yield item
+    for item in spread(Screener.screen, proposed()):
+        number = numbers.pop(_key(item.parameters))
+        tuner.receive_trial_result(number, item.parameters, item.score)
+        tuner.trial_end(number, True)
+        yield item
+
+
+def choose(found: Sequence[Screened], weights: Mapping[str, float], spread: Spread) -> list[Screened]:
+    """Everything that was screened, best first.
+
+    Their scores are ranks among references, better than most of which the best are: so all are ranked among each other by
+    the log-ranks of their components (:func:`~nni_cssnas.scores.combine.log_ranks`). The best :data:`FINALISTS` of these
+    are measured again with other weights and views (:meth:`~nni_cssnas.screening.Screener.finalist`), and ranked among each
+    other by :data:`~nni_cssnas.screening.FINAL` alone.
+    """
+    alive = [item for item in found if item.components]
+    if not alive:
+        return list(found)
+    scores = log_ranks({name: [item.components[name] for item in alive] for name in weights}, weights)
+    ranked = [alive[index] for index in np.argsort(-scores, kind="stable")]
+    finalists = ranked[:FINALISTS]
+    measured = list(spread(Screener.finalist, (item.parameters for item in finalists)))
+    final = log_ranks({name: [components[name] for components in measured] for name in FINAL})
+    best = [finalists[index] for index in np.argsort(-final, kind="stable")]
+    return [*best, *ranked[FINALISTS:], *(item for item in found if not item.components)]
+
+
+def _key(parameters: Mapping[str, Any]) -> str:
+    return repr(sorted(parameters.items()))

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nni_cssnas.config import ProxyConfig
+from nni_cssnas.scores.untrained import measure
+from nni_cssnas.screening import FINAL, FINAL_DRAWS, LAG, Screened, Screener
+from nni_cssnas.search import FINALISTS, choose, explore
+from nni_cssnas.spaces import decode
+from nni_cssnas.spaces.backbone import Backbone
+
+SETTINGS: dict[str, Any] = {
+    "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
+    "images": {"source": "tiles", "num_images": 64},
+    "untrained": {"batch_size": 8, "references": 8},
+    "threads": 1,
+}
+
+
+def key(parameters: Mapping[str, Any]) -> str:
+    return json.dumps(parameters, sort_keys=True)
+
+
+class Judge:
+    """A space of 5 ** 6 whose score is known: how many choices are right."""
+
+    choices = {f"c{index}": {"_type": "choice", "_value": list("abcde")} for index in range(6)}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.running = self.most = 0
+
+    def random(self, num: int, seed: int) -> Iterator[dict[str, Any]]:
+        rng = np.random.default_rng(seed)
+        return ({name: "abcde"[rng.integers(5)] for name in self.choices} for _ in range(num))
+
+    def spread(self, method: Any, items: Any) -> Iterator[Any]:
+        assert method is Screener.screen
+        for parameters in items:
+            yield Screened(parameters, float(sum(value == "c" for value in parameters.values())), {"x": 1.0})
+
+
+def test_guided_proposals_are_better_and_new() -> None:
+    judge = Judge()
+    found = list(explore(judge, judge.spread, 40, 40, seed=1))  # type: ignore[arg-type]
+    scores = [item.score for item in found]
+    assert len(found) == 80
+    assert np.mean(scores[60:]) > np.mean(scores[:40]) + 1
+    guided = [key(item.parameters) for item in found[40:]]
+    assert len(set(guided)) == 40
+    assert not set(guided) & {key(item.parameters) for item in found[:40]}
+
+
+def test_what_is_not_allowed_is_neither_screened_nor_counted() -> None:
+    judge = Judge()
+    found = list(explore(judge, judge.spread, 20, 20, allowed=lambda item: item["c0"] != "c"))  # type: ignore[arg-type]
+    assert len(found) == 40
+    assert all(item.parameters["c0"] != "c" for item in found)
+
+
+def test_a_short_time_ends_it() -> None:
+    judge = Judge()
+    assert list(explore(judge, judge.spread, 5, 5, seconds=0)) == []  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nni_cssnas.search.FINALISTS", 2)
+    screener = Screener(ProxyConfig(**SETTINGS))
+    found = []
+    for workers in (1, 2):
+        with screener.spread(workers) as spread:
+            explored = list(explore(screener, spread, 3, LAG + 2, seed=2))
+            found.append((explored, choose(explored, screener.config.untrained.weights, spread)))
+    assert found[0] == found[1]
+    with screener.spread(2) as spread:
+        few = spread(Screener.screen, screener.random(20, seed=2))
+        assert next(few) == found[0][0][0]
+
+
+def test_the_best_are_measured_again_and_ranked_by_what_is_left_open() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        Screened({"number": index}, 0.0, {"first": float(value), "second": float(rng.random())})
+        for index, value in enumerate(rng.permutation(100))
+    ]
+    dead = Screened({"number": -1}, -9.0, {})
+    weights = {"first": 1.0, "second": 0.0}
+    again = {index: {"effective_macs": 1.0, "continuity": float(rng.random())} for index in range(100)}
+
+    def spread(method: Any, items: Any) -> Iterator[Any]:
+        assert method is Screener.finalist
+        return (again[item["number"]] for item in items)
+
+    ranked = choose([dead, *found], weights, spread)
+    by_first = sorted(found, key=lambda item: -item.components["first"])
+    best = sorted(by_first[:FINALISTS], key=lambda item: -again[item.parameters["number"]]["continuity"])
+    assert ranked == [*best, *by_first[FINALISTS:], dead]
+    assert choose([dead], weights, spread) == [dead]
+
+
+def test_a_finalist_is_the_mean_of_other_weights_and_views() -> None:
+    screener = Screener(ProxyConfig(**SETTINGS))
+    (parameters,) = screener.random(1, seed=0)
+    found = screener.finalist(parameters)
+    draws = []
+    for number in range(FINAL_DRAWS):
+        proxy = screener._final[number]
+        assert proxy.config.seed != screener.config.seed
+        backbone = Backbone(screener.space.freeze(decode(screener.space, parameters)), proxy.size)
+        stages = [f"model.{stage.name}" for stage in backbone.structure.stages]
+        draws.append(measure(backbone, proxy._fixed_views, proxy.config.seed, stages=stages, components=FINAL))
+    assert len({draw["continuity"] for draw in draws}) == FINAL_DRAWS
+    for name in FINAL:
+        assert found[name] == pytest.approx(np.mean([draw[name] for draw in draws]), rel=1e-12)
+
+
+def test_the_command_lists_finalists_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "proxy.yml").write_text(json.dumps(SETTINGS))
+    from typer.testing import CliRunner
+
+    from nni_cssnas.cli import app
+
+    monkeypatch.setattr("nni_cssnas.search.FINALISTS", 3)
+    screened = ["screen", "proxy.yml", "--num", "4", "--guided", "3", "--workers", "1", "-o", "found"]
+    done = CliRunner().invoke(app, screened, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "best of 7 architectures" in done.output
+    rows = (tmp_path / "found" / "screen.csv").read_text().splitlines()
+    assert len(rows) == 8
+    screener = Screener(ProxyConfig(**SETTINGS))
+    with screener.spread() as spread:
+        found = list(explore(screener, spread, 4, 3))
+        ranked = choose(found, screener.config.untrained.weights, spread)
+    assert [float(row.split(",")[1]) for row in rows[1:]] == [item.score for item in ranked]
