@@ -182,17 +182,8 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace files that lie there.")] = False,
 ) -> None:
     """Write a ready experiment for any model space, after scoring one of its architectures."""
-    import yaml
-
-    from nni_cssnas.errors import ConfigError
-
     settings: dict[str, object] = {"preset": preset, "score": score, "seed": seed}
-    try:
-        given = yaml.safe_load(arguments) if arguments else {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--arguments is not YAML: {error}") from None
-    if not isinstance(given, dict):
-        raise ConfigError(f"--arguments is {arguments!r}; it must be a mapping, as '{{width: 16}}'")
+    given = _mapping(arguments)
     settings["space"] = {
         "name": space,
         **({"arguments": given} if given else {}),
@@ -246,12 +237,106 @@ def space(
 
 
 @app.command()
+def export(
+    genotype: Annotated[
+        str | None, typer.Argument(help="A published name, the DARTS form, JSON, a file, or a folder of `best`.")
+    ] = None,
+    format: Annotated[
+        list[str] | None,
+        typer.Option("--format", "-f", help="python, onnx, torchscript or state-dict; may be repeated."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file; its ending is the format's if it has none.")
+    ] = Path("network"),
+    space: Annotated[str | None, typer.Option("--space", help="module:attribute of another NNI model space.")] = None,
+    arguments: Annotated[str, typer.Option(help="Arguments of the space, as YAML: '{width: 16}'.")] = "",
+    sample: Annotated[Path | None, typer.Option("--sample", help="Its choices: sample.json of `best`.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="A state dict or checkpoint; default: fresh.")
+    ] = None,
+    classes: Annotated[int, typer.Option(min=0, help="Logits; 0 for pooled features.")] = 10,
+    cells: Annotated[int, typer.Option(min=3, help="Depth of a network of cells.")] = 20,
+    channels: Annotated[int, typer.Option(min=1, help="Width of its first cells.")] = 36,
+    stem: Annotated[str, typer.Option(help="cifar or imagenet.")] = "cifar",
+    auxiliary: Annotated[bool, typer.Option("--auxiliary", help="With the head that helps training.")] = False,
+    size: Annotated[int | None, typer.Option(min=8, help="Edge of the images (32, or 224 for imagenet).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of fresh weights.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write the network of an architecture as files that need nothing of this package."""
+    from nni_cssnas.errors import ConfigError, ExportError, nearest
+
+    formats = format or ["python"]
+    endings = {"python": ".py", "onnx": ".onnx", "torchscript": ".pt", "state-dict": ".pth"}
+    for name in formats:
+        if name not in endings:
+            raise ConfigError(f"--format is {name!r}{nearest(name, endings)}")
+    if output.suffix and len(formats) > 1:
+        raise ConfigError(f"--output is {output} for {len(formats)} formats; leave the ending out")
+    paths = {name: output if output.suffix else output.with_suffix(endings[name]) for name in formats}
+    for path in paths.values():
+        if path.exists() and not force:
+            raise ExportError(f"{path} is there already; name another file with --output, or use --force")
+
+    import torch
+
+    from nni_cssnas import __version__
+    from nni_cssnas.config import SpaceConfig
+    from nni_cssnas.export import export as write
+    from nni_cssnas.export import load_weights
+    from nni_cssnas.scores.cost import multiply_adds, num_parameters
+    from nni_cssnas.spaces.architecture import read_architecture
+
+    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    home = None if space is None else SpaceConfig(name=space, arguments=_mapping(arguments))
+    architecture = read_architecture(genotype, space=home, sample=sample)
+    edge = size or (224 if stem == "imagenet" else 32)
+    torch.manual_seed(seed)
+    network = architecture.build(classes, size=edge, num_cells=cells, channels=channels, stem=stem, auxiliary=auxiliary)
+    if weights is not None:
+        load_weights(network, weights)
+    about = {
+        "title": f"A network exported by nni-cssnas {__version__}.",
+        **{name: json.dumps(value) for name, value in architecture.to_dict().items()},
+        **({"cells": cells, "channels": channels, "stem": stem} if architecture.genotype else {}),
+        "classes": classes,
+        "image size": edge,
+        "parameters": num_parameters(network),
+        "multiply-adds": multiply_adds(network, (3, edge, edge)),
+        "weights": weights.name if weights else f"fresh, seed {seed}",
+        "torch": torch.__version__,
+    }
+    cost = f"{_short(about['parameters'])} parameters, {_short(about['multiply-adds'])} multiply-adds"  # type: ignore[arg-type]
+    console.print(cost, highlight=False)
+    for name, path in paths.items():
+        with console.status(f"writing {path}"):
+            done = write(network, path, name, size=edge, about=about, force=force)
+        agrees = f", differs from the network by {done.difference:.1g}" if done.difference is not None else ""
+        console.print(f"  {path}: {done.size / 1e3:,.0f} kB{agrees}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def register() -> None:
     """Make the tuners known to nnictl by name: CssnasTPE and CssnasHyperopt."""
     from nni_cssnas import launch
 
     for line in launch.register_tuners():
         console.print(line, highlight=False)
+
+
+def _mapping(arguments: str) -> dict[str, Any]:
+    """``--arguments`` as a mapping."""
+    import yaml
+
+    from nni_cssnas.errors import ConfigError
+
+    try:
+        given = yaml.safe_load(arguments) if arguments else {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--arguments is not YAML: {error}") from None
+    if not isinstance(given, dict):
+        raise ConfigError(f"--arguments is {arguments!r}; it must be a mapping, as '{{width: 16}}'")
+    return given
 
 
 def _check_experiment(config: Path) -> int | None:

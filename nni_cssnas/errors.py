@@ -15,6 +15,7 @@ __all__ = [
     "DeviceError",
     "DivergenceError",
     "ExperimentError",
+    "ExportError",
     "GenotypeError",
     "ImagesError",
     "InvalidSampleError",
@@ -57,6 +58,10 @@ class DivergenceError(CssnasError, ArithmeticError):
 
 class ExperimentError(CssnasError, LookupError):
     """An experiment, or its records, that cannot be found, read or written."""
+
+
+class ExportError(CssnasError, RuntimeError):
+    """A network that a format cannot hold, or a file that cannot be written or read."""
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -34,6 +34,10 @@ class _CellModule(nn.Module):
         reduction_prev: bool,
     ) -> None:
         super().__init__()
+        self.C = C
+        self.widths = widths
+        self.reduction = reduction
+        self.reduction_prev = reduction_prev
         self.live = cell.live_nodes(inputs)
         self.concat = cell.concat
         used = cell.live_inputs(inputs)
@@ -44,6 +48,7 @@ class _CellModule(nn.Module):
             self.preprocess["1"] = ReLUConvBN(widths[1], C)
         self.edges = nn.ModuleDict()  # "source-target" -> operation
         self.incoming: dict[int, list[tuple[int, str, bool]]] = {}
+        self.operations: dict[str, str] = {}  # by the same name
         for state in sorted(self.live):
             self.incoming[state] = []
             for edge in cell.nodes[state - 2]:
@@ -55,6 +60,7 @@ class _CellModule(nn.Module):
                 # Dropping an identity would cut the shortest way of the gradient; DARTS spares it too.
                 droppable = not isinstance(self.edges[name], nn.Identity)
                 self.incoming[state].append((edge.source, name, droppable))
+                self.operations[name] = edge.operation
 
     def forward(self, s0: torch.Tensor | None, s1: torch.Tensor | None, drop_path: float) -> torch.Tensor:
         """States ``(B, C_i, H_i, W_i)`` to ``(B, C * len(concat), H, W)``; an unused state may be None."""
@@ -162,6 +168,9 @@ class CellNetwork(nn.Module):
         if auxiliary and not num_classes:
             raise ConfigError("auxiliary is true but num_classes is 0; an auxiliary head needs classes to predict")
         self.genotype = genotype
+        self.channels = channels
+        self.stem_kind = stem
+        self.num_classes = num_classes
         self.drop_path = drop_path
         self.reductions = (num_cells // 3, 2 * num_cells // 3)
         plan = [genotype.reduce if index in self.reductions else genotype.normal for index in range(num_cells)]
