@@ -101,6 +101,28 @@ def best(
 
 
 @app.command()
+def report(
+    experiment: Annotated[str, typer.Argument(help="NNI's id of the experiment, or a folder that holds its records.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many architectures to list.")] = 20,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", help="Write the pictures into this folder too, as SVG and PNG.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace whatever lies there.")] = False,
+) -> None:
+    """Write what an experiment found as one HTML file; also while it runs."""
+    from nni_cssnas.results.experiments import find_experiment
+    from nni_cssnas.results.report import write_pictures, write_report
+
+    folder = find_experiment(experiment)
+    with console.status("drawing"):
+        write_report(folder, output, top=top, force=force)
+        written = [output, *(write_pictures(folder, pictures) if pictures else [])]
+    for path in written:
+        console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def screen(
     config: Annotated[Path | None, typer.Argument(help="A proxy.yml; the options below replace what it says.")] = None,
     space: Annotated[str | None, typer.Option("--space", help="module:attribute of an NNI model space.")] = None,

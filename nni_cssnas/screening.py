@@ -30,9 +30,9 @@ from nni_cssnas.spaces.factory import make_space
 
 __all__ = ["FINAL", "Feasibility", "Screened", "Screener", "Spread"]
 
-FINAL = ("effective_macs", "continuity")
-"""What tells the best of many apart. They are the best since their other components are high, some by chance; these two
-are what the rest of the score leaves open (chosen on two spaces, README)."""
+FINAL = {"continuity": 1.0, "effective_macs": 0.5}
+"""What tells the best of many apart, and how much their ranks count. The best are the best since their other components are
+high, some of them by chance; these two are what the score leaves open (chosen on two spaces, README)."""
 
 FINAL_DRAWS = 4
 
@@ -101,7 +101,7 @@ class Screener:
                 seed = derive_seed(self.config.seed, f"finalists {number}")
                 self._final[number] = Proxy(self.config.model_copy(update={"seed": seed}), self.proxy.references)
             model = self.space.freeze(decode(self.space, parameters))
-            draws.append(self._final[number].untrained(model, FINAL))
+            draws.append(self._final[number].untrained(model, tuple(FINAL)))
         return {name: statistics.fmean(draw[name] for draw in draws) for name in FINAL}
 
     def random(self, num: int, seed: int) -> Iterator[dict[str, Any]]:

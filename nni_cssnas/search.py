@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from nni import NoMoreTrialError
+from scipy.stats import rankdata
 
 from nni_cssnas.scores.combine import log_ranks
 from nni_cssnas.screening import FINAL, Screened, Screener, Spread
@@ -103,7 +104,9 @@ def choose(found: Sequence[Screened], weights: Mapping[str, float], spread: Spre
     ranked = [alive[index] for index in np.argsort(-scores, kind="stable")]
     finalists = ranked[:FINALISTS]
     measured = list(spread(Screener.finalist, (item.parameters for item in finalists)))
-    final = log_ranks({name: [components[name] for components in measured] for name in FINAL})
+    # Plain ranks: their logarithm would ask who is the worst, and all of these are good.
+    ranks = (weight * rankdata([item[name] for item in measured]) for name, weight in FINAL.items())
+    final = np.sum(list(ranks), axis=0)
     best = [finalists[index] for index in np.argsort(-final, kind="stable")]
     return [*best, *ranked[FINALISTS:], *(item for item in found if not item.components)]
 

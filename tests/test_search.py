@@ -91,7 +91,7 @@ def test_the_best_are_measured_again_and_ranked_by_what_is_left_open() -> None:
     ]
     dead = Screened({"number": -1}, -9.0, {})
     weights = {"first": 1.0, "second": 0.0}
-    again = {index: {"effective_macs": 1.0, "continuity": float(rng.random())} for index in range(100)}
+    again = {index: {name: float(rng.random()) for name in FINAL} for index in range(100)}
 
     def spread(method: Any, items: Any) -> Iterator[Any]:
         assert method is Screener.finalist
@@ -99,7 +99,16 @@ def test_the_best_are_measured_again_and_ranked_by_what_is_left_open() -> None:
 
     ranked = choose([dead, *found], weights, spread)
     by_first = sorted(found, key=lambda item: -item.components["first"])
-    best = sorted(by_first[:FINALISTS], key=lambda item: -again[item.parameters["number"]]["continuity"])
+    finalists = by_first[:FINALISTS]
+
+    def better_than(item: Screened, name: str) -> int:
+        return sum(
+            again[item.parameters["number"]][name] > again[other.parameters["number"]][name] for other in finalists
+        )
+
+    best = sorted(
+        finalists, key=lambda item: -(better_than(item, "continuity") + 0.5 * better_than(item, "effective_macs"))
+    )
     assert ranked == [*best, *by_first[FINALISTS:], dead]
     assert choose([dead], weights, spread) == [dead]
 
@@ -114,7 +123,7 @@ def test_a_finalist_is_the_mean_of_other_weights_and_views() -> None:
         assert proxy.config.seed != screener.config.seed
         backbone = Backbone(screener.space.freeze(decode(screener.space, parameters)), proxy.size)
         stages = [f"model.{stage.name}" for stage in backbone.structure.stages]
-        draws.append(measure(backbone, proxy._fixed_views, proxy.config.seed, stages=stages, components=FINAL))
+        draws.append(measure(backbone, proxy._fixed_views, proxy.config.seed, stages=stages, components=tuple(FINAL)))
     assert len({draw["continuity"] for draw in draws}) == FINAL_DRAWS
     for name in FINAL:
         assert found[name] == pytest.approx(np.mean([draw[name] for draw in draws]), rel=1e-12)

@@ -26,7 +26,16 @@ from matplotlib.textpath import TextPath
 
 from nni_cssnas.genotype import Cell, Genotype
 
-__all__ = ["Box", "CellLayout", "ConcatLine", "EdgeLine", "draw_genotype", "layout_cell", "operation_colors"]
+__all__ = [
+    "Box",
+    "CellLayout",
+    "ConcatLine",
+    "EdgeLine",
+    "draw_genotype",
+    "genotype_svg",
+    "layout_cell",
+    "operation_colors",
+]
 
 operation_colors: dict[str, str] = {
     "none": "#D5D9E0",
@@ -219,20 +228,27 @@ def draw_genotype(genotype: Genotype, path: Path | str, *, title: str | None = N
     path = Path(path)
     stem = path.with_suffix("") if path.suffix.lower() in (".svg", ".png") else path
     stem.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Title": title or "genotype", "Description": genotype.to_json()}
-    contents: dict[Path, bytes] = {}
+    contents = {stem.with_name(f"{stem.name}.{kind}"): _drawn(genotype, title, kind) for kind in ("svg", "png")}
+    for file, content in contents.items():
+        _replace(file, content)
+    return list(contents)
+
+
+def genotype_svg(genotype: Genotype, *, title: str | None = None) -> str:
+    """The picture of both cells as the text of an SVG file."""
+    return _drawn(genotype, title, "svg").decode()
+
+
+def _drawn(genotype: Genotype, title: str | None, kind: str) -> bytes:
+    unwanted = {"svg": "Date", "png": "Software"}[kind]
+    metadata = {"Title": title or "genotype", "Description": genotype.to_json(), unwanted: None}
     # The caller's own settings (a style, savefig.bbox, usetex) must not leak in, nor ours out.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
-        figure = _figure(genotype, title)
-        for kind, unwanted in (("svg", "Date"), ("png", "Software")):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=_PNG_DPI, facecolor="white", metadata={**metadata, unwanted: None})
-            contents[stem.with_name(f"{stem.name}.{kind}")] = buffer.getvalue()
-    for file, content in contents.items():
-        _replace(file, content)
-    return list(contents)
+        buffer = io.BytesIO()
+        _figure(genotype, title).savefig(buffer, format=kind, dpi=_PNG_DPI, facecolor="white", metadata=metadata)
+    return buffer.getvalue()
 
 
 def _replace(file: Path, content: bytes) -> None:

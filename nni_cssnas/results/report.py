@@ -1,0 +1,218 @@
+"""A search as one HTML file: from the records alone, readable without network, and on a phone."""
+
+from __future__ import annotations
+
+import base64
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nni_cssnas.errors import ExperimentError
+from nni_cssnas.genotype import Genotype
+from nni_cssnas.results import pictures
+from nni_cssnas.results.draw import genotype_svg
+from nni_cssnas.results.profile import num_random_trials, read_profile
+from nni_cssnas.results.records import TrialRecord, read_records, write_atomically
+
+__all__ = ["make_report", "write_pictures", "write_report"]
+
+MARKER = "nni-cssnas-experiment"
+LOGS = ("record.json", "error.txt", "trial.log", "trial.stderr", "trial.stdout")
+DRAWN = 3
+"""The cells of so many of the best are drawn."""
+
+
+def write_report(folder: Path, path: Path, *, top: int = 20, force: bool = False) -> None:
+    """Write the report of the experiment in ``folder``.
+
+    Raises
+    ------
+    ExperimentError
+        If there is no record, ``path`` holds something else than a report of the same experiment and ``force`` is false,
+        or it cannot be written.
+    """
+    records = _read(folder)
+    experiment = records[0].experiment
+    try:
+        if path.exists() and not force:
+            found = re.search(
+                rf'<meta name="{MARKER}" content="([^"]*)"', path.read_text(encoding="utf-8", errors="replace")
+            )
+            if found is None or found[1] != experiment:
+                what = "is no report" if found is None else f"is the report of experiment {found[1]}"
+                raise ExperimentError(f"{path} is there already and {what}; name another file with -o, or use --force")
+        html = make_report(folder, records, top=top)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, html)
+    except OSError as error:
+        raise ExperimentError(f"cannot write {path}: {error.strerror or error}; name another file with -o") from None
+
+
+def write_pictures(folder: Path, target: Path) -> list[Path]:
+    """Write the pictures of the search alone, each as SVG and PNG.
+
+    Raises
+    ------
+    ExperimentError
+        If there is no record, or the folder cannot be written.
+    """
+    written = []
+    try:
+        for name, figure in _figures(_read(folder), read_profile(folder)).items():
+            pictures.save(figure, target / name)
+            written += [target / f"{name}.svg", target / f"{name}.png"]
+    except OSError as error:
+        raise ExperimentError(f"cannot write in {target}: {error.strerror or error}; name another folder") from None
+    return written
+
+
+def make_report(folder: Path, records: Sequence[TrialRecord], *, top: int = 20) -> str:
+    """The HTML of a report; everything that a user or a trial wrote is escaped."""
+    from jinja2 import Environment, PackageLoader
+
+    profile = read_profile(folder)
+    finished = [record for record in records if record.finished]
+    ranked = sorted(finished, key=lambda record: (-(record.score or 0.0), record.sequence))
+    names = [
+        name
+        for name in ("loss", "drop", "held_out", "alignment", "uniformity", "params", "macs", "seconds")
+        if any(name in record.components for record in ranked)
+    ]
+    captions = {
+        "search": "Score of every trial, and the best so far.",
+        "cost": "Score against multiply-adds of the proxy network. Numbers are trials; nothing is both better and cheaper than those on the front.",
+        "choices": "What the best trials choose more often, or less, than all.",
+        "losses": "Contrastive loss of the best and the worst trials.",
+    }
+    figures = {
+        name: (_image(pictures.save(figure)), captions[name]) for name, figure in _figures(records, profile).items()
+    }
+    logs = _log_folders(folder)
+    some = ranked[0] if ranked else records[-1]
+    environment = Environment(
+        loader=PackageLoader("nni_cssnas.results", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["short"] = _short
+    return environment.get_template("report.html.j2").render(
+        marker=MARKER,
+        experiment=some.experiment,
+        name=profile.get("experimentName") or "",
+        made=time.strftime("%Y-%m-%d %H:%M"),
+        started=time.strftime("%Y-%m-%d %H:%M", time.localtime(min(record.started for record in records))),
+        seconds=_lasted(records),
+        counts=_counts(records),
+        wanted=profile.get("maxTrialNumber"),
+        score=some.config.get("score", ""),
+        criterion=(some.config.get("contrastive") or {}).get("criterion", "")
+        if some.config.get("score") != "untrained"
+        else "",
+        space=(some.config.get("space") or {}).get("name", ""),
+        best=ranked[0] if ranked else None,
+        cells=[
+            (
+                record,
+                _image(genotype_svg(Genotype.from_dict(record.genotype))),
+                Genotype.from_dict(record.genotype).to_json(),
+            )
+            for record in ranked[:DRAWN]
+            if record.genotype
+        ],
+        choices=None if not ranked or ranked[0].genotype else ranked[0].parameters,
+        figures=figures,
+        names=names,
+        top=ranked[:top],
+        records=records,
+        links={record.trial: _links(logs.get(record.trial)) for record in records},
+        errors=Counter(_first_line(record.error) for record in records if record.status == "failed").most_common(),
+        config=yaml.safe_dump(some.config, sort_keys=False, allow_unicode=True),
+        nni=yaml.safe_dump(_experiment_yml(profile), sort_keys=False, allow_unicode=True) if profile else "",
+        versions=some.environment.get("versions", {}),
+        machine={name: value for name, value in some.environment.items() if name != "versions"},
+        several=_differences(records),
+        folder=folder.resolve(),
+    )
+
+
+def _read(folder: Path) -> list[TrialRecord]:
+    records = read_records(folder)
+    if not records:
+        raise ExperimentError(
+            f"{folder} holds no trial's record yet; wait for the first trial, or name the folder of another experiment"
+        )
+    return records
+
+
+def _figures(records: Sequence[TrialRecord], profile: Mapping[str, Any]) -> dict[str, Any]:
+    found = {
+        "search": pictures.search_curve(records, num_random_trials(dict(profile))),
+        "cost": pictures.score_against_cost(records),
+        "choices": pictures.operation_use(records),
+        "losses": pictures.loss_curves(records),
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _image(svg: str) -> str:
+    """An SVG as an address: several in one page cannot mix up their ids."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _counts(records: Sequence[TrialRecord]) -> dict[str, int]:
+    """By state; a trial that was killed, or stopped by an assessor, cannot say so."""
+    counts = {
+        "finished": sum(record.finished for record in records),
+        "failed": sum(record.status == "failed" for record in records),
+    }
+    counts["running or stopped"] = len(records) - sum(counts.values())
+    return counts
+
+
+def _lasted(records: Sequence[TrialRecord]) -> float:
+    return max(record.started + (record.duration or 0.0) for record in records) - min(r.started for r in records)
+
+
+def _log_folders(folder: Path) -> dict[str, Path]:
+    return {path.name: path for path in folder.glob("environments/*/trials/*") if path.is_dir()} or {
+        path.parent.name: path.parent for path in folder.rglob("record.json")
+    }
+
+
+def _links(folder: Path | None) -> list[tuple[str, str]]:
+    """Name and address of the files that a trial left."""
+    if folder is None:
+        return []
+    return [(name, (folder / name).resolve().as_uri()) for name in LOGS if (folder / name).is_file()]
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "no message").strip().splitlines()[0]
+
+
+def _differences(records: Sequence[TrialRecord]) -> int:
+    """How many configurations the trials ran under; more than one after proxy.yml was changed."""
+    return len({yaml.safe_dump(record.config) for record in records if record.config})
+
+
+def _experiment_yml(profile: Mapping[str, Any]) -> dict[str, Any]:
+    """NNI's settings as a user writes them: without what NNI filled in."""
+    names = (
+        *("experimentName", "searchSpaceFile", "trialCommand", "trialCodeDirectory", "trialConcurrency"),
+        *("maxTrialNumber", "maxExperimentDuration", "tuner", "assessor", "advisor"),
+    )
+    found = {name: profile[name] for name in names if profile.get(name) not in (None, "")}
+    platform = (profile.get("trainingService") or {}).get("platform")
+    return found | ({"trainingService": {"platform": platform}} if platform else {})
+
+
+def _short(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.4g}"
