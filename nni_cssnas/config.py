@@ -27,6 +27,7 @@ __all__ = [
     "SpaceConfig",
     "UntrainedConfig",
     "ViewsConfig",
+    "merge",
 ]
 
 UNTRAINED_SCORES = (
@@ -371,7 +372,7 @@ class ProxyConfig(Section):
             ):
                 # The presets' arguments are CellSpace's; another space has its own.
                 defaults = {key: value for key, value in defaults.items() if key != "space"}
-            values = _merge(defaults, values)
+            values = merge(defaults, values)
         super().__init__(**values)
 
     def with_epochs(self, budget: Any) -> Self:
@@ -425,14 +426,14 @@ class ProxyConfig(Section):
             raise ConfigError(f"{path}: {error}") from None
 
 
-def _merge(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def merge(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` over ``defaults``, section by section."""
     merged = dict(defaults)
     for key, value in values.items():
         default = merged.get(key)
         if isinstance(value, BaseModel):
             value = value.model_dump(exclude_unset=True)
-        merged[key] = _merge(default, value) if isinstance(default, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = merge(default, value) if isinstance(default, Mapping) and isinstance(value, Mapping) else value
     return merged
 
 

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "CheckpointError",
     "ConfigError",
     "CssnasError",
     "DeviceError",
@@ -54,6 +55,10 @@ class DeviceError(CssnasError, RuntimeError):
 
 class DivergenceError(CssnasError, ArithmeticError):
     """A loss that became NaN or infinite."""
+
+
+class CheckpointError(CssnasError, RuntimeError):
+    """Saved weights, or the state of a training, that cannot be used."""
 
 
 class ExperimentError(CssnasError, LookupError):

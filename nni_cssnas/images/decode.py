@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-__all__ = ["fit", "load", "to_rgb"]
+__all__ = ["fit", "load", "open_rgb", "to_rgb"]
 
 
 def load(path: str | Path, size: int) -> NDArray[np.uint8]:
@@ -25,6 +25,17 @@ def load(path: str | Path, size: int) -> NDArray[np.uint8]:
     Exception
         Whatever Pillow raises for a file that is broken; there is no common class.
     """
+    return fit(open_rgb(path, size), size)
+
+
+def open_rgb(path: str | Path, size: int) -> Image.Image:
+    """Decode a file upright and as RGB; a JPEG at a part of its size, but with a shorter side of at least ``2 * size``.
+
+    Raises
+    ------
+    Exception
+        As :func:`load`.
+    """
     with Image.open(path) as image:
         width, height = image.size
         factor = min(width, height) / (2 * size)
@@ -37,7 +48,7 @@ def load(path: str | Path, size: int) -> NDArray[np.uint8]:
             upright = ImageOps.exif_transpose(image)
         except Exception:  # a damaged EXIF block says nothing about the picture
             upright = image
-        return fit(to_rgb(upright), size)
+        return to_rgb(upright)
 
 
 def fit(image: Image.Image, size: int) -> NDArray[np.uint8]:

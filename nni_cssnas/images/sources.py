@@ -114,7 +114,7 @@ def _tiles(config: ImagesConfig) -> tuple[dict[str, Any], Blocks]:
         images = tiles.cut(config.size)
         yield images[_draw(len(images), config)]
 
-    return {"source": "tiles", "photographs": [_stamp(path)[:2] for path in tiles.photographs()]}, make
+    return {"source": "tiles", "photographs": [stamp(path)[:2] for path in tiles.photographs()]}, make
 
 
 def _cifar10(config: ImagesConfig, cache_dir: Path | None) -> tuple[dict[str, Any], Blocks]:
@@ -150,17 +150,17 @@ def _cifar10(config: ImagesConfig, cache_dir: Path | None) -> tuple[dict[str, An
     def make() -> Iterator[NDArray[np.uint8]]:
         return _resized(read() if data is None else data, config)
 
-    return {"source": "cifar10", "files": [_stamp(path) for path in files]}, make
+    return {"source": "cifar10", "files": [stamp(path) for path in files]}, make
 
 
 def _npz(config: ImagesConfig, path: Path) -> tuple[dict[str, Any], Blocks]:
     def make() -> Iterator[NDArray[np.uint8]]:
-        return _resized(_read_npz(path), config)
+        return _resized(read_npz(path), config)
 
-    return {"source": "npz", "file": _stamp(path.resolve())}, make
+    return {"source": "npz", "file": stamp(path.resolve())}, make
 
 
-def _read_npz(path: Path) -> NDArray[np.uint8]:
+def read_npz(path: Path) -> NDArray[np.uint8]:
     """The array ``images`` as (num_images, height, width, 3)."""
     wanted = "it must hold uint8 'images' of shape (N, H, W, 3), as numpy.savez(path, images=array) writes it"
     try:
@@ -206,7 +206,7 @@ def _folder(config: ImagesConfig, folder: Path, min_images: int) -> tuple[dict[s
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
             return f"{names[index]} ({str(error) or type(error).__name__})"
 
-    stamps = [(name, *_stamp(folder / name)[1:]) for name in names]
+    stamps = [(name, *stamp(folder / name)[1:]) for name in names]
     if wanted >= min_images and wanted * 3 * config.size**2 > config.resident_gb * 2**30:
         drawn = order[:wanted].tolist()
         content = json.dumps([config.size, str(folder.resolve()), [stamps[index] for index in drawn]])
@@ -214,14 +214,14 @@ def _folder(config: ImagesConfig, folder: Path, min_images: int) -> tuple[dict[s
             [names[index] for index in drawn],
             lambda position: try_one(drawn[position]),
             hashlib.sha256(content.encode()).hexdigest(),
-            _threads(),
+            threads(),
         )
 
     def make() -> Iterator[NDArray[np.uint8]]:
         block = max(16, BLOCK_BYTES // (3 * config.size**2))
         unreadable: list[str] = []
         count = position = 0
-        with ThreadPoolExecutor(_threads()) as pool:
+        with ThreadPoolExecutor(threads()) as pool:
             while count < wanted and position < len(order):
                 some = order[position : position + min(block, wanted - count)]
                 position += len(some)
@@ -240,11 +240,11 @@ def _folder(config: ImagesConfig, folder: Path, min_images: int) -> tuple[dict[s
             asked = f"images.num_images is {least}" if least == config.num_images else f"at least {least} are needed"
             raise ImagesError(
                 f"{folder} has {count} readable images, but {asked}"
-                + (f"; {_listed(unreadable)} could not be read" if unreadable else "")
+                + (f"; {listed(unreadable)} could not be read" if unreadable else "")
                 + (" (images.fraction takes a part of them)" if config.fraction is not None else "")
             )
         if unreadable:
-            warnings.warn(f"{folder}: {_listed(unreadable)} could not be read, left out", stacklevel=2)
+            warnings.warn(f"{folder}: {listed(unreadable)} could not be read, left out", stacklevel=2)
 
     return {"source": "folder", "folder": str(folder.resolve()), "files": stamps}, make
 
@@ -289,7 +289,7 @@ def _resized(array: NDArray[np.uint8], config: ImagesConfig) -> Iterator[NDArray
 
     order = _draw(len(array), config)
     block = max(16, BLOCK_BYTES // (3 * config.size**2))
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(threads()) as pool:
         for start in range(0, len(order), block):
             some = order[start : start + block]
             if array.shape[1:3] == (config.size, config.size):
@@ -325,7 +325,7 @@ def _draw(total: int, config: ImagesConfig, *, all_of_them: bool = False) -> NDA
     return order if all_of_them else order[:wanted]
 
 
-def _stamp(path: Path) -> tuple[str, int, int]:
+def stamp(path: Path) -> tuple[str, int, int]:
     """Name, size and time of a file; they stand for its content."""
     try:
         status = path.stat()
@@ -334,12 +334,13 @@ def _stamp(path: Path) -> tuple[str, int, int]:
     return str(path), status.st_size, status.st_mtime_ns
 
 
-def _threads() -> int:
+def threads() -> int:
     """Pillow decodes without Python's lock; more threads than a few only compete with the other trials."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(4, cores)
 
 
-def _listed(items: Sequence[str]) -> str:
+def listed(items: Sequence[str], one: str = "file", many: str = "files") -> str:
+    """``2 files: a.png, b.png``; of many, the first and how many more."""
     more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
-    return f"{len(items)} file{'s' * (len(items) != 1)}: {', '.join(items[:NAMED])}{more}"
+    return f"{len(items)} {one if len(items) == 1 else many}: {', '.join(items[:NAMED])}{more}"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -141,6 +144,7 @@ def train_contrastive(
     data_seed: int = 0,
     device: torch.device | str = "cpu",
     on_epoch: Callable[[int, float], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> ContrastiveResult:
     """Train ``backbone`` and a projection head on contrastive views of ``images`` for a few epochs.
 
@@ -163,6 +167,9 @@ def train_contrastive(
         Where to train.
     on_epoch
         Called with the epoch's number from 0 and its mean loss.
+    checkpoint
+        A file that holds the state after every epoch. One that is there is gone on from: with the same arguments the
+        result is that of a training without interruption.
 
     Raises
     ------
@@ -197,11 +204,13 @@ def train_contrastive(
         if pairs is not None:
             pairs = (pairs[0].contiguous(memory_format=memory_format), pairs[1].contiguous(memory_format=memory_format))
 
-        epoch_losses = []
+        epoch_losses: list[float] = []
+        state = _State(checkpoint, backbone, head, loss_function, trainer, generator) if checkpoint else None
+        before = state.restore(epoch_losses) if state else 0.0
         backbone.train()
         head.train()
-        start = time.perf_counter()
-        for epoch in range(math.ceil(trainer.steps / trainer.steps_per_epoch)):
+        start = time.perf_counter() - before
+        for epoch in range(len(epoch_losses), math.ceil(trainer.steps / trainer.steps_per_epoch)):
             batches = _batches(len(train), config.batch_size, generator)
             # numbers: of a batch's images among those trained on
             numbers = list(itertools.islice(batches, trainer.steps - epoch * trainer.steps_per_epoch))
@@ -212,6 +221,8 @@ def train_contrastive(
                 for number, batch in zip(numbers, pool.batches(train[number] for number in numbers), strict=True):
                     trainer.step(*views(batch, generator), number)
             epoch_losses.append(trainer.finish_epoch())
+            if state is not None:
+                state.save(epoch_losses, time.perf_counter() - start)
             if on_epoch is not None:
                 on_epoch(epoch, epoch_losses[-1])
         seconds = time.perf_counter() - start
@@ -305,6 +316,76 @@ class _Trainer:
         self.losses.clear()
         self.rates.clear()
         return sum(losses) / len(losses)
+
+
+class _State:
+    """All that a training depends on between two epochs, in one file."""
+
+    def __init__(
+        self,
+        path: Path,
+        backbone: nn.Module,
+        head: nn.Module,
+        loss_function: Callable[..., torch.Tensor],
+        trainer: _Trainer,
+        generator: torch.Generator,
+    ) -> None:
+        self.path = path
+        self.stateful = {
+            "backbone": backbone,
+            "head": head,
+            "optimizer": trainer.optimizer,
+            "scheduler": trainer.scheduler,
+            "scaler": trainer.scaler,
+        }
+        self.loss_function = loss_function
+        self.trainer = trainer
+        self.generator = generator
+
+    def _memories(self) -> dict[str, torch.Tensor]:
+        """Buffers of the loss, which its state_dict may leave out."""
+        return dict(self.loss_function.named_buffers()) if isinstance(self.loss_function, nn.Module) else {}
+
+    def save(self, epoch_losses: list[float], seconds: float) -> None:
+        content = {
+            **{name: part.state_dict() for name, part in self.stateful.items()},
+            "memories": self._memories(),
+            "epoch_losses": epoch_losses,
+            "seconds": seconds,
+            "steps": self.trainer.step_count,
+            "generators": [self.generator.get_state(), torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
+        }
+        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        try:
+            with beside.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, self.path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def restore(self, epoch_losses: list[float]) -> float:
+        """Fill the losses of the finished epochs in; gives the seconds that they took."""
+        if not self.path.exists():
+            return 0.0
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever torch's reader raises for a damaged file
+            warnings.warn(f"{self.path} is damaged ({error}); the training begins anew", stacklevel=3)
+            return 0.0
+        for name, part in self.stateful.items():
+            part.load_state_dict(content[name])
+        for name, memory in self._memories().items():
+            memory.copy_(content["memories"][name])
+        epoch_losses.extend(content["epoch_losses"])
+        self.trainer.step_count = content["steps"]
+        own, cpu, *devices = content["generators"]
+        self.generator.set_state(own)
+        torch.set_rng_state(cpu)
+        if len(devices) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(devices)
+        return float(content["seconds"])
 
 
 def _batches(num_images: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:

@@ -1,0 +1,1 @@
+"""Training the chosen architecture with labels, and judging its frozen features."""

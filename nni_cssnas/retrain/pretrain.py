@@ -1,0 +1,83 @@
+"""Contrastive training of the chosen network before any label is used (SimCLR, arXiv:2002.05709)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from nni_cssnas.errors import ConfigError
+from nni_cssnas.images.pool import Images
+from nni_cssnas.images.views import MEAN, STD, make_views
+from nni_cssnas.retrain.config import RetrainConfig
+from nni_cssnas.retrain.weights import NetworkShape, Weights
+from nni_cssnas.scores.contrastive import check_images, train_contrastive
+from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
+from nni_cssnas.spaces.architecture import Architecture
+from nni_cssnas.spaces.backbone import Backbone
+
+__all__ = ["features_network", "pretrain"]
+
+
+def features_network(architecture: Architecture, config: RetrainConfig) -> Weights:
+    """The recipe's network without classifier, as drawn from the recipe's seed."""
+    shape = NetworkShape(0, config.size, config.num_cells, config.channels, config.stem)
+    with seeded(derive_seed(config.seed, "weights")):
+        network = shape.build(architecture)
+    return Weights(architecture, shape, network.state_dict(), MEAN, STD)
+
+
+def pretrain(
+    architecture: Architecture,
+    config: RetrainConfig,
+    images: Images,
+    out: Path,
+    *,
+    on_epoch: Callable[[int, float], None] | None = None,
+) -> Weights:
+    """The weights of ``out/pretrained.pt``; if there are none yet, train them first.
+
+    A training that was stopped goes on after its last finished epoch.
+
+    Parameters
+    ----------
+    images
+        uint8, ``(N, 3, S, S)``, in memory or on disk.
+    out
+        Folder of the run.
+    on_epoch
+        Called with the epoch's number from 0 and its mean loss.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer images than one batch.
+    DivergenceError
+        If the loss becomes NaN.
+    CheckpointError
+        If ``pretrained.pt`` is damaged.
+    """
+    path, state = out / "pretrained.pt", out / "pretraining.ckpt"
+    if path.exists():
+        return Weights.read(path)
+    try:
+        check_images(len(images), config.contrastive)
+    except ConfigError as error:
+        raise ConfigError(f"pre-training (contrastive.*): {error}") from None
+    fresh = features_network(architecture, config)
+    network = fresh.network()
+    train_contrastive(
+        Backbone(network, config.size, ""),
+        images,
+        config.contrastive,
+        views=make_views(config.views, config.size),
+        seed=derive_seed(config.seed, "pretraining"),
+        data_seed=config.seed,
+        device=resolve_device(config.device),
+        on_epoch=on_epoch,
+        checkpoint=state,
+    )
+    trained = dataclasses.replace(fresh, state=network.state_dict())
+    trained.write(path)
+    state.unlink(missing_ok=True)
+    return trained
