@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nni_cssnas import launch
-from nni_cssnas.cli import _check_experiment
+from nni_cssnas.cli.experiments import check_experiment
 from nni_cssnas.errors import ConfigError, ExperimentError
 
 
@@ -66,7 +66,7 @@ def test_a_wrong_tuner_is_refused_before_a_manager_is_started(algorithm: str, me
     path.write_text(f"trialCommand: python -m nni_cssnas.trial\nsearchSpaceFile: s.json\n{algorithm}\n")
     (tmp_path / "proxy.yml").write_text("score: contrastive\n")
     with pytest.raises(ConfigError, match=message):
-        _check_experiment(path)
+        check_experiment(path)
 
 
 def test_space_writes_and_does_not_overwrite(tmp_path: Path) -> None:

@@ -239,7 +239,9 @@ def stratified(labels: Tensor, num_classes: int, fraction: float, seed: int, *, 
 
 def _check_classes(split: Split, classes: Sequence[str], source: str) -> None:
     if len(classes) < 2:
-        raise ImagesError(f"{source} has one class, {classes[0]!r}; there is nothing to tell apart" if classes else source)
+        raise ImagesError(
+            f"{source} has one class, {classes[0]!r}; there is nothing to tell apart" if classes else source
+        )
     empty = [name for name, count in zip(classes, split.counts(len(classes)).tolist(), strict=True) if not count]
     if empty:
         raise ImagesError(f"{source}: no image of {listed(empty, 'class', 'classes')}; add some, or remove the class")
@@ -276,7 +278,9 @@ def _halves(folder: Path) -> tuple[Path, Path | None]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith((".", "__")))
+    return sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith((".", "__"))
+    )
 
 
 def _folder(
@@ -293,12 +297,16 @@ def _folder(
     names = found if classes is None else classes
     unknown = [name for name in found if name not in names]
     if unknown:
-        raise ImagesError(f"{folder}: class {unknown[0]!r} is not one of the training images{nearest(unknown[0], names)}")
+        raise ImagesError(
+            f"{folder}: class {unknown[0]!r} is not one of the training images{nearest(unknown[0], names)}"
+        )
     numbers = {name: number for number, name in enumerate(names) if name in found}
     try:
         samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS)
     except FileNotFoundError as error:
-        raise ImagesError(f"{folder}: {str(error).split('.')[0]}: {listed(_empty(folder, found), 'class', 'classes')}") from None
+        raise ImagesError(
+            f"{folder}: {str(error).split('.')[0]}: {listed(_empty(folder, found), 'class', 'classes')}"
+        ) from None
     files = Files(folder, tuple(os.path.relpath(path, folder) for path, _ in samples))
     labels = torch.tensor([label for _, label in samples])
     if len(files) * 3 * size**2 > resident_gb * 2**30:
@@ -341,7 +349,9 @@ def _decoded(split: Split, size: int, cache_dir: Path | None) -> Split:
     if not bad:
         return Split(images, split.labels)
     warnings.warn(f"{files.folder}: {listed(list(bad.values()))} could not be read, left out", stacklevel=2)
-    return Split(images, split.labels).take(torch.tensor([n for n in range(len(images)) if n not in bad], dtype=torch.long))
+    return Split(images, split.labels).take(
+        torch.tensor([n for n in range(len(images)) if n not in bad], dtype=torch.long)
+    )
 
 
 def _try(load: Callable[[], NDArray[np.uint8]], name: str) -> NDArray[np.uint8] | str:
@@ -370,7 +380,9 @@ def _npz(path: Path, classes: tuple[str, ...] | None, size: int) -> tuple[Split,
         except ValueError as error:
             raise ImagesError(f"{path}: labels must be integers and classes texts ({error})") from None
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise ImagesError(f"{path}: 'labels' is {labels.dtype} of shape {labels.shape}; it must be integers, one for each image")
+        raise ImagesError(
+            f"{path}: 'labels' is {labels.dtype} of shape {labels.shape}; it must be integers, one for each image"
+        )
     if len(labels) != len(array):
         raise ImagesError(f"{path} has {len(array)} images but {len(labels)} labels; each image needs one")
     names: tuple[str, ...]
@@ -389,7 +401,9 @@ def _npz(path: Path, classes: tuple[str, ...] | None, size: int) -> tuple[Split,
     return Split(_fitted(array, size), torch.from_numpy(labels.astype(np.int64))), names
 
 
-def _cifar10(size: int, root: Path | None, download: bool, cache_dir: Path | None) -> tuple[Split, tuple[str, ...], Split]:
+def _cifar10(
+    size: int, root: Path | None, download: bool, cache_dir: Path | None
+) -> tuple[Split, tuple[str, ...], Split]:
     from torchvision.datasets import CIFAR10
 
     folder = cache_folder(cache_dir) / "datasets" if root is None else root.expanduser()

@@ -146,7 +146,11 @@ def picture_transforms(config: RetrainConfig, *, train: bool) -> Any:
     if config.crop == "resized":
         # As ImageNet is evaluated: 224 of 256 pixels.
         enlarged = round(size * 256 / 224)
-        steps = [v2.RandomResizedCrop(size, antialias=True)] if train else [v2.Resize(enlarged, antialias=True), v2.CenterCrop(size)]
+        steps = (
+            [v2.RandomResizedCrop(size, antialias=True)]
+            if train
+            else [v2.Resize(enlarged, antialias=True), v2.CenterCrop(size)]
+        )
     else:
         steps = [v2.Resize(size, antialias=True), v2.CenterCrop(size)]
         if train and config.padding:

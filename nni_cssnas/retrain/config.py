@@ -184,7 +184,9 @@ class RetrainConfig(Section):
                 f"batch_size is {self.batch_size}, which is that of all devices together and cannot be shared by {self.devices}"
             )
         if self.batch_size // self.devices < 2:
-            raise ValueError(f"batch_size {self.batch_size} on {self.devices} devices is 1 image each; batch norm needs 2")
+            raise ValueError(
+                f"batch_size {self.batch_size} on {self.devices} devices is 1 image each; batch norm needs 2"
+            )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs} but epochs is {self.epochs}; it must be less")
         if self.jitter != (0, 0, 0, 0) and self.crop == "pad":
@@ -268,4 +270,3 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
             value = {part: value}
         values = merge(values, value)
     return values
-

@@ -219,4 +219,3 @@ class LabelledData(pl.LightningDataModule):
             persistent_workers=workers > 0,
             pin_memory=device.type == "cuda",
         )
-

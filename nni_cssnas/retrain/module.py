@@ -175,7 +175,9 @@ class Classifier(pl.LightningModule):
         measured = {"train_loss": self.train_loss, "train_top1": self.train_top1}
         self.row = {"epoch": self.current_epoch + 1, **self._begun, **_computed(measured), **self._validated}
         self.log_dict(
-            {name: self.row[name] for name in ("train_loss", "val_top1") if name in self.row}, prog_bar=True, logger=False
+            {name: self.row[name] for name in ("train_loss", "val_top1") if name in self.row},
+            prog_bar=True,
+            logger=False,
         )
 
     # ---- validation -------------------------------------------------------------------------------

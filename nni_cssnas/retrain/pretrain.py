@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nni_cssnas.errors import ConfigError
-from nni_cssnas.images.pool import Images
+from nni_cssnas.images.pool import Images, Pool
 from nni_cssnas.images.views import MEAN, STD, make_views
 from nni_cssnas.retrain.config import RetrainConfig
 from nni_cssnas.retrain.weights import NetworkShape, Weights
@@ -66,14 +66,15 @@ def pretrain(
         raise ConfigError(f"pre-training (contrastive.*): {error}") from None
     fresh = features_network(architecture, config)
     network = fresh.network()
+    device = resolve_device(config.device)
     train_contrastive(
         Backbone(network, config.size, ""),
-        images,
+        Pool(images, device),
         config.contrastive,
         views=make_views(config.views, config.size),
         seed=derive_seed(config.seed, "pretraining"),
         data_seed=config.seed,
-        device=resolve_device(config.device),
+        device=device,
         on_epoch=on_epoch,
         checkpoint=state,
     )

@@ -76,7 +76,9 @@ def probe(
         If the network is for images of another size.
     """
     if weights.shape.size != data.size:
-        raise ConfigError(f"the weights are of a network for images of {weights.shape.size} pixels, but size is {data.size}")
+        raise ConfigError(
+            f"the weights are of a network for images of {weights.shape.size} pixels, but size is {data.size}"
+        )
     backbone = _backbone(weights)
     bank = data.train if train is None else train
     taken = [features(backbone, split, weights, config) for split in (bank, data.val)]

@@ -220,7 +220,9 @@ def _compare(out: Path, identity: Mapping[str, Any]) -> None:
     except FileNotFoundError:
         foreign = [name for name in WRITTEN if (out / name).exists()]
         if foreign:
-            raise ConfigError(f"{out / foreign[0]} is there already, but is of no run that can be resumed; {remedy}") from None
+            raise ConfigError(
+                f"{out / foreign[0]} is there already, but is of no run that can be resumed; {remedy}"
+            ) from None
         return
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{out / RUN} cannot be read ({error}); {remedy}") from None

@@ -1,0 +1,3 @@
+from nni_cssnas.cli import main
+
+main()

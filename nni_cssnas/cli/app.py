@@ -1,0 +1,84 @@
+"""The command line itself, and what its commands share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from nni_cssnas.errors import CssnasError
+
+__all__ = ["app", "console", "main", "mapping", "short", "show_best"]
+
+app = typer.Typer(
+    help="Label-free neural architecture search for NNI.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+
+
+@app.callback()
+def _root() -> None:
+    """Label-free neural architecture search for NNI."""
+
+
+def mapping(arguments: str) -> dict[str, Any]:
+    """``--arguments`` as a mapping."""
+    import yaml
+
+    from nni_cssnas.errors import ConfigError
+
+    try:
+        given = yaml.safe_load(arguments) if arguments else {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--arguments is not YAML: {error}") from None
+    if not isinstance(given, dict):
+        raise ConfigError(f"--arguments is {arguments!r}; it must be a mapping, as '{{width: 16}}'")
+    return given
+
+
+def short(value: float | None) -> str:
+    if value is None:
+        return ""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.3g} {unit}"
+    return f"{value:.4g}"
+
+
+def show_best(folder: Path, *, top: int, output: Path | None, force: bool) -> None:
+    from nni_cssnas.results.best import export_best, rank
+    from nni_cssnas.results.records import read_records
+
+    records = read_records(folder)
+    ranked = rank(records)
+    names = [name for name in ("loss", "drop", "held_out", "params", "macs", "seconds") if name in ranked[0].components]
+    table = Table(title=f"best of {len(ranked)} finished trials", title_justify="left")
+    table.add_column("trial", justify="right")
+    table.add_column("score", justify="right")
+    for name in names:
+        table.add_column(name, justify="right")
+    for record in ranked[:top]:
+        values = [short(record.components.get(name)) for name in names]
+        table.add_row(str(record.sequence), f"{record.score:.4f}", *values)
+    console.print(table)
+    files = export_best(ranked[0], output or folder / "best", force=force or output is None)
+    console.print(f"best architecture: trial {ranked[0].sequence}, score {ranked[0].score:.4f}")
+    for path in (files.architecture, *files.pictures):
+        console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+def main() -> None:
+    """Run the command line; an error of this package is one line on stderr and exit code 1."""
+    try:
+        app()
+    except CssnasError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        sys.exit(1)

@@ -1,0 +1,206 @@
+"""Experiments: run one, write one, prepare one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nni_cssnas.cli.app import app, console, mapping, short, show_best
+
+if TYPE_CHECKING:
+    from nni_cssnas.config import ProxyConfig
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="The experiment.yml that nnictl shall run.")],
+    port: Annotated[int | None, typer.Option(help="Port of the portal; default: 8080 or the next free one.")] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Let the portal, which has no password, listen on all interfaces.")
+    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the manager and the portal running at the end.")] = False,
+) -> None:
+    """Run an experiment with nnictl, wait for it with a progress bar, and show the best architecture."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from nni_cssnas import launch
+    from nni_cssnas.results.experiments import find_experiment
+
+    total = check_experiment(config)
+    with console.status("starting the NNI manager"):
+        experiment = launch.create(config, port=port, public=public)
+    console.print(f"experiment [bold]{experiment.id}[/], portal [link={experiment.portal}]{experiment.portal}[/]")
+    state: launch.Progress | None = None
+    try:
+        columns = (
+            TextColumn("trials"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("", total=total)
+            for state in experiment.watch():
+                best = "" if state.best is None else f", best score {state.best:.4f}"
+                failed = f", {state.failed} failed" if state.failed else ""
+                bar.update(
+                    task, completed=state.succeeded + state.failed, description=f"{state.running} running{failed}{best}"
+                )
+        if state is not None and state.errors:
+            console.print("the NNI manager reports: " + "; ".join(state.errors), style="red", markup=False)
+        show_best(find_experiment(experiment.id), top=3, output=None, force=False)
+    except KeyboardInterrupt:
+        console.print("\ninterrupted; the trials that finished are kept")
+        raise typer.Exit(130) from None
+    finally:
+        if keep:
+            console.print(f"the portal stays at {experiment.portal}; stop it with: nnictl stop {experiment.id}")
+        else:
+            experiment.stop()
+            console.print(f"stopped; look at it again with: nnictl view {experiment.id}")
+    if state is None or state.status == "ERROR" or not state.succeeded:
+        raise typer.Exit(1)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder of the experiment; made if it is not there.")],
+    space: Annotated[
+        str, typer.Option("--space", help="module:attribute of an NNI model space.")
+    ] = "nni_cssnas.spaces:CellSpace",
+    images: Annotated[str, typer.Option("--images", help="A folder, an .npz, cifar10 or tiles.")] = "tiles",
+    arguments: Annotated[str, typer.Option(help="Arguments of the space, as YAML: '{width: 16}'.")] = "",
+    size: Annotated[int | None, typer.Option(min=8, help="Edge of the images in pixels.")] = None,
+    classifier: Annotated[
+        str | None, typer.Option(help="Layer that gives the logits, where it cannot be found; '' for none.")
+    ] = None,
+    score: Annotated[str, typer.Option(help="untrained, contrastive or combined.")] = "untrained",
+    preset: Annotated[str, typer.Option(help="cpu, gpu or paper.")] = "cpu",
+    trials: Annotated[int, typer.Option(min=1, help="Architectures to try.")] = 100,
+    concurrency: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that lie there.")] = False,
+) -> None:
+    """Write a ready experiment for any model space, after scoring one of its architectures."""
+    settings: dict[str, object] = {"preset": preset, "score": score, "seed": seed}
+    given = mapping(arguments)
+    settings["space"] = {
+        "name": space,
+        **({"arguments": given} if given else {}),
+        **({} if classifier is None else {"classifier": classifier}),
+    }
+    source = images if images in ("tiles", "cifar10") else str(Path(images).expanduser().resolve())
+    settings["images"] = {"source": source, **({"size": size} if size else {})}
+    if size is not None:
+        # A preset's views are smaller than its images, which may be too small for the space.
+        settings["views"] = {"input_size": size}
+
+    from nni_cssnas.scaffold import Scaffold
+
+    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    scaffold = Scaffold(folder, settings, trials=trials, concurrency=concurrency)
+    if not force:
+        scaffold.refuse_to_overwrite()
+    with console.status("scoring one random architecture"):
+        result = scaffold.check()
+    cost = f"{short(result.components['params'])} parameters, {short(result.components['macs'])} multiply-adds"
+    console.print(f"a random architecture of {space} was scored: {cost}", highlight=False)
+    for path in scaffold.write():
+        console.print(f"  {path}", soft_wrap=True, highlight=False)
+    console.print(f"start the search with:\n  {scaffold.command}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def space(
+    config: Annotated[Path, typer.Argument(help="The proxy.yml that names the space.")] = Path("proxy.yml"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Default: search_space.json beside the config.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file with other contents.")] = False,
+) -> None:
+    """Write search_space.json for an experiment."""
+    from nni_cssnas.config import ProxyConfig
+    from nni_cssnas.errors import ConfigError
+    from nni_cssnas.results.records import write_atomically
+
+    settings = ProxyConfig.load(config)
+    from nni_cssnas.spaces import make_space, search_space
+
+    sys.path.insert(0, str(config.parent.resolve()))  # a space of the user's own lies beside its experiment
+    choices = search_space(make_space(settings.space))
+    path = output or config.parent / "search_space.json"
+    text = json.dumps(choices, indent=1) + "\n"
+    if path.exists() and path.read_text(encoding="utf-8") != text and not force:
+        raise ConfigError(f"{path} has other contents; use --force to replace it")
+    write_atomically(path, text)
+    console.print(f"{path}: {len(choices)} choices", soft_wrap=True)
+
+
+@app.command()
+def register() -> None:
+    """Make the tuners known to nnictl by name: CssnasTPE and CssnasHyperopt."""
+    from nni_cssnas import launch
+
+    for line in launch.register_tuners():
+        console.print(line, highlight=False)
+
+
+def check_experiment(config: Path) -> int | None:
+    """Refuse a wrong experiment.yml or proxy.yml before a manager is started; gives the number of trials."""
+    import shlex
+
+    import yaml
+
+    from nni_cssnas.config import ProxyConfig
+    from nni_cssnas.errors import ConfigError
+
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {config}: {error.strerror or error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{config} is not YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{config} must be a mapping of NNI's settings, not {type(settings).__name__}")
+    proxy: ProxyConfig | None = None
+    words = shlex.split(str(settings.get("trialCommand", "")))
+    if "nni_cssnas.trial" in words:
+        rest = [word for word in words[words.index("nni_cssnas.trial") + 1 :] if not word.startswith("-")]
+        folder = config.parent / str(settings.get("trialCodeDirectory", "."))
+        proxy = ProxyConfig.load(folder / (rest[0] if rest else "proxy.yml"))
+    for section in ("tuner", "advisor"):
+        algorithm = settings.get(section)
+        if isinstance(algorithm, dict) and str(algorithm.get("className", "")).startswith("nni_cssnas."):
+            _check_algorithm(algorithm, config.parent / str(algorithm.get("codeDirectory", ".")), proxy)
+    number = settings.get("maxTrialNumber")
+    return number if isinstance(number, int) else None
+
+
+def _check_algorithm(algorithm: dict[str, Any], folder: Path, proxy: ProxyConfig | None) -> None:
+    """Refuse wrong ``classArgs`` of a tuner or advisor of this package, and budgets that ``proxy.yml`` cannot use."""
+    from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
+    from nni_cssnas.errors import ConfigError, nearest
+    from nni_cssnas.tuners.hyperband import Budgets
+    from nni_cssnas.tuners.validators import VALIDATORS
+
+    name, arguments = algorithm["className"], algorithm.get("classArgs") or {}
+    if name not in VALIDATORS:
+        raise ConfigError(f"className is {name!r}{nearest(name, VALIDATORS)}")
+    VALIDATORS[name]().validate_class_args(**arguments)
+    for key, section in (("screen", ScreenConfig), ("constraints", ConstraintsConfig)):
+        if arguments.get(key):
+            ProxyConfig.load(folder / section(**arguments[key]).proxy)
+    if proxy is not None and name.endswith(".Hyperband"):
+        budgets = Budgets(**arguments)
+        try:
+            proxy.with_epochs(budgets.smallest)
+        except ConfigError as error:
+            raise ConfigError(
+                f"R {budgets.R} and eta {budgets.eta} give candidates {budgets.smallest} epochs at first: {error}; "
+                "change R in classArgs, or the proxy's score or criterion"
+            ) from None

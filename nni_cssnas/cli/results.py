@@ -1,0 +1,193 @@
+"""What a search found: list, report, screen, export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nni_cssnas.cli.app import app, console, mapping, short, show_best
+
+if TYPE_CHECKING:
+    pass
+
+
+@app.command()
+def best(
+    experiment: Annotated[str, typer.Argument(help="NNI's id of the experiment, or a folder that holds its records.")],
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many architectures to list.")] = 5,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for genotype.json and the pictures.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace another architecture that lies there.")] = False,
+) -> None:
+    """List the best architectures of an experiment, write the best one and draw it."""
+    from nni_cssnas.results.experiments import find_experiment
+
+    show_best(find_experiment(experiment), top=top, output=output, force=force)
+
+
+@app.command()
+def report(
+    experiment: Annotated[str, typer.Argument(help="NNI's id of the experiment, or a folder that holds its records.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file.")] = Path("report.html"),
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many architectures to list.")] = 20,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", help="Write the pictures into this folder too, as SVG and PNG.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace whatever lies there.")] = False,
+) -> None:
+    """Write what an experiment found as one HTML file; also while it runs."""
+    from nni_cssnas.results.experiments import find_experiment
+    from nni_cssnas.results.report import write_pictures, write_report
+
+    folder = find_experiment(experiment)
+    with console.status("drawing"):
+        write_report(folder, output, top=top, force=force)
+        written = [output, *(write_pictures(folder, pictures) if pictures else [])]
+    for path in written:
+        console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def screen(
+    config: Annotated[Path | None, typer.Argument(help="A proxy.yml; the options below replace what it says.")] = None,
+    space: Annotated[str | None, typer.Option("--space", help="module:attribute of an NNI model space.")] = None,
+    images: Annotated[str | None, typer.Option("--images", help="A folder, an .npz, cifar10 or tiles.")] = None,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many random architectures.")] = 1000,
+    guided: Annotated[int, typer.Option("--guided", min=0, help="Then so many that TPE proposes.")] = 0,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after this time.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, and of all that is scored.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one for each core).")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("screened"),
+    force: Annotated[bool, typer.Option("--force", help="Replace results that lie there.")] = False,
+) -> None:
+    """Search by the untrained score without an experiment: random architectures, and those that TPE learns from them."""
+    from rich.progress import track
+
+    from nni_cssnas.config import ProxyConfig
+    from nni_cssnas.errors import ConfigError
+
+    values: dict[str, object] = {}
+    if config is not None:
+        values = ProxyConfig.load(config).model_dump(exclude_unset=True)
+        sys.path.insert(0, str(config.parent.resolve()))
+    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    if space is not None:
+        values["space"] = {"name": space}
+    if images is not None:
+        values["images"] = {**(values.get("images") or {}), "source": images}  # type: ignore[dict-item]
+    if seed is not None:
+        values["seed"] = seed
+    settings = ProxyConfig(**values)
+    table = output / "screen.csv"
+    if table.exists() and not force:
+        raise ConfigError(f"{table} is there already; name another folder with --output, or use --force")
+
+    from nni_cssnas.results.screened import write_screened
+    from nni_cssnas.screening import Screened, Screener
+    from nni_cssnas.search import choose, explore
+
+    with console.status("drawing and scoring the reference architectures"):
+        screener = Screener(settings)
+        _ = screener.proxy.reference_set
+    found: list[Screened] = []
+    seconds = None if minutes is None else 60 * minutes
+    total = num + guided
+    with screener.spread(workers or screener.default_workers(total)) as spread:
+        drawn = explore(screener, spread, num, guided, seed=settings.seed, seconds=seconds)
+        try:
+            for item in track(drawn, total=total, description="screening", console=console):
+                found.append(item)
+        except KeyboardInterrupt:
+            console.print("interrupted; what was screened is kept")
+        if not found:
+            raise typer.Exit(130)
+        with console.status("looking at the best once more"):
+            ranked = choose(found, settings.untrained.weights, spread)
+    paths = write_screened(ranked, output, force=force)
+    console.print(f"best of {len(ranked)} architectures: score {ranked[0].score:.4f}")
+    for path in paths:
+        console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def export(
+    genotype: Annotated[
+        str | None, typer.Argument(help="A published name, the DARTS form, JSON, a file, or a folder of `best`.")
+    ] = None,
+    format: Annotated[
+        list[str] | None,
+        typer.Option("--format", "-f", help="python, onnx, torchscript or state-dict; may be repeated."),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file; its ending is the format's if it has none.")
+    ] = Path("network"),
+    space: Annotated[str | None, typer.Option("--space", help="module:attribute of another NNI model space.")] = None,
+    arguments: Annotated[str, typer.Option(help="Arguments of the space, as YAML: '{width: 16}'.")] = "",
+    sample: Annotated[Path | None, typer.Option("--sample", help="Its choices: sample.json of `best`.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="A state dict or checkpoint; default: fresh.")
+    ] = None,
+    classes: Annotated[int, typer.Option(min=0, help="Logits; 0 for pooled features.")] = 10,
+    cells: Annotated[int, typer.Option(min=3, help="Depth of a network of cells.")] = 20,
+    channels: Annotated[int, typer.Option(min=1, help="Width of its first cells.")] = 36,
+    stem: Annotated[str, typer.Option(help="cifar or imagenet.")] = "cifar",
+    auxiliary: Annotated[bool, typer.Option("--auxiliary", help="With the head that helps training.")] = False,
+    size: Annotated[int | None, typer.Option(min=8, help="Edge of the images (32, or 224 for imagenet).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of fresh weights.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+) -> None:
+    """Write the network of an architecture as files that need nothing of this package."""
+    from nni_cssnas.errors import ConfigError, ExportError, nearest
+
+    formats = format or ["python"]
+    endings = {"python": ".py", "onnx": ".onnx", "torchscript": ".pt", "state-dict": ".pth"}
+    for name in formats:
+        if name not in endings:
+            raise ConfigError(f"--format is {name!r}{nearest(name, endings)}")
+    if output.suffix and len(formats) > 1:
+        raise ConfigError(f"--output is {output} for {len(formats)} formats; leave the ending out")
+    paths = {name: output if output.suffix else output.with_suffix(endings[name]) for name in formats}
+    for path in paths.values():
+        if path.exists() and not force:
+            raise ExportError(f"{path} is there already; name another file with --output, or use --force")
+
+    import torch
+
+    from nni_cssnas import __version__
+    from nni_cssnas.config import SpaceConfig
+    from nni_cssnas.export import export as write
+    from nni_cssnas.export import load_weights
+    from nni_cssnas.scores.cost import multiply_adds, num_parameters
+    from nni_cssnas.spaces.architecture import read_architecture
+
+    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    home = None if space is None else SpaceConfig(name=space, arguments=mapping(arguments))
+    architecture = read_architecture(genotype, space=home, sample=sample)
+    edge = size or (224 if stem == "imagenet" else 32)
+    torch.manual_seed(seed)
+    network = architecture.build(classes, size=edge, num_cells=cells, channels=channels, stem=stem, auxiliary=auxiliary)
+    if weights is not None:
+        load_weights(network, weights)
+    about = {
+        "title": f"A network exported by nni-cssnas {__version__}.",
+        **{name: json.dumps(value) for name, value in architecture.to_dict().items()},
+        **({"cells": cells, "channels": channels, "stem": stem} if architecture.genotype else {}),
+        "classes": classes,
+        "image size": edge,
+        "parameters": num_parameters(network),
+        "multiply-adds": multiply_adds(network, (3, edge, edge)),
+        "weights": weights.name if weights else f"fresh, seed {seed}",
+        "torch": torch.__version__,
+    }
+    cost = f"{short(about['parameters'])} parameters, {short(about['multiply-adds'])} multiply-adds"  # type: ignore[arg-type]
+    console.print(cost, highlight=False)
+    for name, path in paths.items():
+        with console.status(f"writing {path}"):
+            done = write(network, path, name, size=edge, about=about, force=force)
+        agrees = f", differs from the network by {done.difference:.1g}" if done.difference is not None else ""
+        console.print(f"  {path}: {done.size / 1e3:,.0f} kB{agrees}", soft_wrap=True, highlight=False)

@@ -1,0 +1,378 @@
+"""After the search: train with labels, probe features, compare with random cells."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nni_cssnas.cli.app import app, console, mapping, short
+
+if TYPE_CHECKING:
+    from nni_cssnas.images.labelled import LabelledImages
+    from nni_cssnas.retrain.config import RetrainConfig
+    from nni_cssnas.spaces.architecture import Architecture
+
+Genotype = Annotated[
+    str | None, typer.Argument(help="A published name, the DARTS form, JSON, a file, or a folder of `best`.")
+]
+Space = Annotated[str | None, typer.Option("--space", help="module:attribute of another NNI model space.")]
+Arguments = Annotated[str, typer.Option(help="Arguments of the space, as YAML: '{width: 16}'.")]
+Sample = Annotated[Path | None, typer.Option("--sample", help="Its choices: sample.json of `best`.")]
+Recipe = Annotated[str, typer.Option("--recipe", "-r", help="cifar10, imagenet, isic, folder, or a file.yml.")]
+Data = Annotated[
+    str, typer.Option("--data", "-d", help="Labelled images: a folder of class folders, an .npz, or cifar10.")
+]
+Val = Annotated[str | None, typer.Option("--val", help="Images to validate with; by default a part is held out.")]
+Root = Annotated[Path | None, typer.Option("--root", help="Where CIFAR-10 lies.")]
+Download = Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 if it is not there.")]
+Epochs = Annotated[int | None, typer.Option(min=1)]
+Batch = Annotated[int | None, typer.Option("--batch-size", min=2)]
+Channels = Annotated[int | None, typer.Option(min=1, help="Width of a network of cells.")]
+Cells = Annotated[int | None, typer.Option(min=3, help="Its depth.")]
+Size = Annotated[int | None, typer.Option(min=8, help="Edge of the images in pixels.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Any other number of the recipe, as lr=0.1; may be repeated.")
+]
+Seed = Annotated[int | None, typer.Option(min=0)]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
+Force = Annotated[bool, typer.Option("--force", help="Remove another run that lies there.")]
+
+
+@app.command()
+def retrain(
+    genotype: Genotype = None,
+    recipe: Recipe = "cifar10",
+    data: Data = "cifar10",
+    val: Val = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the run; the same command resumes it.")
+    ] = Path("retrained"),
+    space: Space = None,
+    arguments: Arguments = "",
+    sample: Sample = None,
+    epochs: Epochs = None,
+    batch_size: Batch = None,
+    channels: Channels = None,
+    cells: Cells = None,
+    size: Size = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
+    label_fraction: Annotated[float | None, typer.Option(help="Part of the labels that is used: 0.01, 0.1.")] = None,
+    pretrain: Annotated[str | None, typer.Option(help="contrastive: train without labels first.")] = None,
+    unlabelled: Annotated[
+        str | None, typer.Option(help="Images for that: a folder, an .npz, cifar10; default: those of --data.")
+    ] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="GPUs; several share the work by DDP.")] = None,
+    amp: Annotated[str | None, typer.Option(help="off, bf16 or fp16.")] = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    device: Device = None,
+    root: Root = None,
+    download: Download = False,
+    force: Force = False,
+) -> None:
+    """Train an architecture with labels, as DARTS and the paper do; stopped, the same command goes on."""
+    architecture = _architecture(genotype, space, arguments, sample)
+    values = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "channels": channels,
+        "num_cells": cells,
+        "size": size,
+        "lr": lr,
+        "label_fraction": label_fraction,
+        "pretrain": pretrain,
+        "devices": devices,
+        "strategy": "ddp" if devices is not None and devices > 1 else None,
+        "amp": amp,
+        "seed": seed,
+        "device": device,
+    }
+    config = _config(recipe, values, settings)
+
+    from nni_cssnas.errors import ConfigError
+    from nni_cssnas.retrain.run import check_output, ignored
+    from nni_cssnas.retrain.run import retrain as train
+
+    if unlabelled is not None and config.pretrain == "none":
+        raise ConfigError(f"--unlabelled is {unlabelled!r}, which only --pretrain contrastive uses")
+    check_output(output, architecture, config, force=force)
+    note = ignored(architecture, config)
+    if note:
+        console.print(f"note: {note}", highlight=False)
+    images = _labelled(data, val, config, root, download)
+    others = None
+    if unlabelled is not None:
+        others = _unlabelled(unlabelled, config, download)
+    console.print(
+        f"{len(images.train)} images to train on, {len(images.val)} to validate with, {len(images.classes)} classes"
+    )
+    result = train(
+        architecture,
+        config,
+        images,
+        output,
+        unlabelled=others,
+        force=force,
+        progress_bar=True,
+        on_pretrain_epoch=lambda epoch, loss: console.print(
+            f"contrastive epoch {epoch + 1}/{config.contrastive.epochs}: loss {loss:.4f}", highlight=False
+        ),
+        on_epoch=lambda row: console.print(_line(row, config.epochs), highlight=False),
+    )
+    top5 = "" if result.final_top5 is None else f", top-5 {result.final_top5:.2%}"
+    console.print(f"{short(result.params)} parameters, {short(result.macs)} multiply-adds", highlight=False)
+    console.print(
+        f"top-1 {result.final_top1:.2%}{top5} (best epoch: {result.best_epoch}, {result.best_top1:.2%})",
+        highlight=False,
+    )
+    for name in ("summary.json", "history.csv", "final.pt", "best.pt"):
+        console.print(f"  {output / name}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def probe(
+    genotype: Genotype = None,
+    recipe: Recipe = "cifar10",
+    data: Data = "cifar10",
+    val: Val = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("probed"),
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="best.pt, final.pt or pretrained.pt of `retrain`.")
+    ] = None,
+    pretrain_epochs: Annotated[
+        int, typer.Option("--pretrain-epochs", min=0, help="Without --weights: train so long without labels first.")
+    ] = 0,
+    neighbours: Annotated[int, typer.Option(min=1, help="Of the k-NN vote.")] = 200,
+    space: Space = None,
+    arguments: Arguments = "",
+    sample: Sample = None,
+    channels: Channels = None,
+    cells: Cells = None,
+    size: Size = None,
+    settings: Settings = None,
+    seed: Seed = None,
+    device: Device = None,
+    root: Root = None,
+    download: Download = False,
+    force: Force = False,
+) -> None:
+    """Tell how good frozen features are: k-NN and a linear classifier on them, and both on the untrained network."""
+    from nni_cssnas.errors import ConfigError
+
+    if (weights is None) == (genotype is None and space is None):
+        raise ConfigError("give either --weights, or the architecture to probe")
+    if weights is not None and pretrain_epochs:
+        raise ConfigError(
+            f"--pretrain-epochs is {pretrain_epochs}, but --weights {weights} are trained already; leave one out"
+        )
+    path = output / "probe.json"
+    if path.exists() and not force:
+        raise ConfigError(f"{path} is there already; name another folder with --output, or use --force")
+    architecture = None if weights is not None else _architecture(genotype, space, arguments, sample)
+
+    from nni_cssnas.retrain.pretrain import features_network
+    from nni_cssnas.retrain.pretrain import pretrain as train
+    from nni_cssnas.retrain.probe import probe as measure
+    from nni_cssnas.retrain.probe import untrained
+    from nni_cssnas.retrain.weights import Weights
+
+    loaded = None if weights is None else Weights.read(weights)
+    values: dict[str, Any] = {"channels": channels, "num_cells": cells, "size": size, "seed": seed, "device": device}
+    if loaded is not None:
+        values["size"] = loaded.shape.size
+    if pretrain_epochs:
+        values |= {"pretrain": "contrastive", "contrastive": {"epochs": pretrain_epochs}}
+    config = _config(recipe, values, settings)
+    images = _labelled(data, val, config, root, download)
+    if loaded is None:
+        assert architecture is not None
+        output.mkdir(parents=True, exist_ok=True)
+        if pretrain_epochs:
+            from rich.progress import Progress
+
+            with Progress(console=console) as bar:
+                task = bar.add_task("training without labels", total=pretrain_epochs)
+                loaded = train(
+                    architecture,
+                    config,
+                    images.unlabelled(),
+                    output,
+                    on_epoch=lambda epoch, loss: bar.update(task, completed=epoch + 1),
+                )
+        else:
+            loaded = untrained(features_network(architecture, config), images, config)
+    with console.status("probing"):
+        results = {"features": measure(loaded, images, config, neighbours=neighbours)}
+        if weights is not None or pretrain_epochs:
+            results["untrained"] = measure(untrained(loaded, images, config), images, config, neighbours=neighbours)
+    from nni_cssnas.results.records import write_atomically
+
+    output.mkdir(parents=True, exist_ok=True)
+    content = {name: result.to_dict() for name, result in results.items()}
+    write_atomically(
+        path, json.dumps({**content, "neighbours": neighbours, "architecture": loaded.architecture.to_dict()}, indent=1)
+    )
+    for name, result in results.items():
+        console.print(f"{name}: k-NN {result.knn:.2%}, linear {result.linear:.2%}", highlight=False)
+    console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def compare(
+    found: Annotated[
+        list[str], typer.Argument(help="What was found: genotypes, files, folders of `best` or `screen`.")
+    ],
+    recipe: Recipe = "cifar10",
+    data: Data = "cifar10",
+    val: Val = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder; the same command goes on there.")] = Path(
+        "compared"
+    ),
+    random: Annotated[
+        int, typer.Option("--random", min=0, help="Random architectures of the same space and size.")
+    ] = 6,
+    baselines: Annotated[
+        list[str] | None, typer.Option("--baseline", help="Published cells; default: DARTS_V2. May be repeated.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each.")] = 2,
+    tolerance: Annotated[float, typer.Option(min=0.001, help="Largest relative difference in parameters.")] = 0.15,
+    space: Annotated[
+        str | None, typer.Option("--space", help="Take the arguments as samples of this NNI model space.")
+    ] = None,
+    arguments: Arguments = "",
+    epochs: Epochs = None,
+    batch_size: Batch = None,
+    channels: Channels = None,
+    cells: Cells = None,
+    size: Size = None,
+    settings: Settings = None,
+    draw: Annotated[int, typer.Option("--draw", min=0, help="Seed of the random architectures.")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Trainings at a time; default: one for each core, one GPU.")
+    ] = None,
+    device: Device = None,
+    root: Root = None,
+    download: Download = False,
+) -> None:
+    """Did the search help? Train what was found, random cells of the same size and DARTS_V2 alike, with labels."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Table
+
+    from nni_cssnas.config import SpaceConfig
+
+    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    home = None if space is None else SpaceConfig(name=space, arguments=mapping(arguments))
+    config = _config(
+        recipe,
+        {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "channels": channels,
+            "num_cells": cells,
+            "size": size,
+            "device": device,
+        },
+        settings,
+    )
+
+    import torch
+
+    from nni_cssnas.retrain import compare as comparison
+    from nni_cssnas.scores.device import resolve_device
+    from nni_cssnas.spaces.architecture import read_architecture
+
+    named: dict[str, Architecture] = {}
+    for number, item in enumerate(found, start=1):
+        one = read_architecture(item) if home is None else read_architecture(space=home, sample=Path(item))
+        named[f"found-{number}"] = one
+    images = _labelled(data, val, config, root, download)
+    names = ["DARTS_V2"] if baselines is None else baselines
+    with console.status("fitting the widths"):
+        who = comparison.contestants(
+            named, config, len(images.classes), num_random=random, baselines=names, tolerance=tolerance, seed=draw
+        )
+    comparison.check_folder(who, config, images, output)
+    table = Table(title=f"{len(who)} architectures, {seeds} trainings each", title_justify="left")
+    for column in ("name", "channels", "parameters"):
+        table.add_column(column, justify="left" if column == "name" else "right")
+    for contestant in who:
+        table.add_row(contestant.name, str(contestant.channels), f"{contestant.params:,}")
+    console.print(table)
+    parallel = workers or (torch.get_num_threads() if resolve_device(config.device).type == "cpu" else 1)
+    runs = []
+    columns = (
+        TextColumn("trainings"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=len(who) * seeds)
+        for run in comparison.compare(who, config, images, output, seeds=range(seeds), workers=parallel):
+            runs.append(run)
+            bar.update(task, advance=1, description=f"{run.name}, seed {run.seed}: {run.top1:.2%}")
+    paths = comparison.write_results(runs, who, config, output)
+    table = Table(title="top-1 accuracy", title_justify="left")
+    for column in ("group", "architectures", "mean", "standard error", "spread", "parameters"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    groups = comparison.summarise(runs)
+    for group in groups:
+        numbers = [f"{100 * value:.2f}" for value in (group.mean, group.error, group.spread)]
+        table.add_row(group.name, str(group.architectures), *numbers, f"{group.params:,.0f}")
+    console.print(table)
+    console.print(comparison.verdict(groups), highlight=False)
+    for path in paths:
+        console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+def _architecture(genotype: str | None, space: str | None, arguments: str, sample: Path | None) -> Architecture:
+    from nni_cssnas.config import SpaceConfig
+    from nni_cssnas.spaces.architecture import read_architecture
+
+    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    home = None if space is None else SpaceConfig(name=space, arguments=mapping(arguments))
+    return read_architecture(genotype, space=home, sample=sample)
+
+
+def _config(recipe: str, values: dict[str, Any], settings: list[str] | None) -> RetrainConfig:
+    from nni_cssnas.config import merge
+    from nni_cssnas.retrain.config import RetrainConfig, parse_settings
+
+    given = {name: value for name, value in values.items() if value is not None}
+    return RetrainConfig.load(recipe, **merge(given, parse_settings(settings or ())))
+
+
+def _labelled(data: str, val: str | None, config: RetrainConfig, root: Path | None, download: bool) -> LabelledImages:
+    from nni_cssnas.images.labelled import load_labelled
+
+    with console.status("reading the images"):
+        return load_labelled(
+            data,
+            config.size,
+            val=val,
+            validation=config.validation,
+            seed=config.seed,
+            resident_gb=config.resident_gb,
+            root=root,
+            download=download,
+        )
+
+
+def _unlabelled(source: str, config: RetrainConfig, download: bool) -> Any:
+    from nni_cssnas.config import ImagesConfig
+    from nni_cssnas.images.sources import load_images
+
+    images = ImagesConfig(source=source, size=config.size, num_images=None, download=download)
+    return load_images(images, min_images=config.contrastive.batch_size)
+
+
+def _line(row: dict[str, float], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']:.0f}/{epochs}: loss {row['train_loss']:.4f}, top-1 {row['train_top1']:.2%}, "
+        f"validation top-1 {row['val_top1']:.2%}, {row['seconds']:.1f} s"
+    )
