@@ -21,6 +21,8 @@ ALLOWED = {
     "scores": {"config", "images", "modules", "scores"},
     "spaces": {"config", "genotype", "modules", "spaces"},
     "results": {"genotype", "results"},
+    "export": {"export", "modules", "spaces"},
+    "retrain": {"config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces"},
     "tuners": {"config", "screening", "tuners"},
     "screening": {"config", "genotype", "proxy", "scores", "spaces"},
     "search": {"scores", "screening", "tuners"},

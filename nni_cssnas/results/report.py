@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def write_report(folder: Path, path: Path, *, top: int = 20, force: bool = False
             found = re.search(
                 rf'<meta name="{MARKER}" content="([^"]*)"', path.read_text(encoding="utf-8", errors="replace")
             )
-            if found is None or found[1] != experiment:
+            if found is None or unescape(found[1]) != experiment:
                 what = "is no report" if found is None else f"is the report of experiment {found[1]}"
                 raise ExperimentError(f"{path} is there already and {what}; name another file with -o, or use --force")
         html = make_report(folder, records, top=top)

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import csv
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from nni_cssnas.cli import app
+from nni_cssnas.config import SpaceConfig
+from nni_cssnas.errors import CheckpointError, ConfigError, DivergenceError, ImagesError, SpaceError
+from nni_cssnas.images.labelled import LabelledImages, load_labelled
+from nni_cssnas.retrain.config import RetrainConfig
+from nni_cssnas.retrain.run import RetrainResult, ignored, retrain
+from nni_cssnas.retrain.weights import Weights
+from nni_cssnas.spaces import make_space, random_parameters
+from nni_cssnas.spaces.architecture import Architecture, read_architecture
+
+from .conftest import SMALL
+from .test_labelled import write_folder
+
+DARTS = read_architecture("DARTS_V2")
+
+
+def train(config: RetrainConfig, data: LabelledImages, out: Path, **options: Any) -> RetrainResult:
+    return retrain(DARTS, config, data, out, tensorboard=False, **options)
+
+
+def numbers(out: Path) -> list[dict[str, str]]:
+    rows = list(csv.DictReader((out / "history.csv").open()))
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_it_learns_and_writes_everything_down(data: LabelledImages, tmp_path: Path) -> None:
+    config = RetrainConfig(**SMALL | {"epochs": 12, "lr": 0.1, "auxiliary_weight": 0.0})
+    result = retrain(DARTS, config, data, tmp_path / "run")
+    assert result.best_top1 > 0.7  # four classes
+    assert result.best_top5 is None
+    rows = numbers(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 13)]
+    assert float(rows[-1]["val_top1"]) == result.final_top1
+    assert max(float(row["val_top1"]) for row in rows) == result.best_top1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["architecture"] == DARTS.to_dict()
+    assert summary["recipe"]["lr"] == 0.1
+    assert summary["data"]["train"] == data.train.counts(4).tolist()
+    assert torch.__version__.startswith(summary["environment"]["torch"])
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    # The weights that were kept give the accuracy that was told.
+    weights = Weights.read(tmp_path / "run" / "final.pt")
+    network = weights.network().eval()
+    mean, std = (torch.tensor(value)[:, None, None] for value in (weights.mean, weights.std))
+    with torch.no_grad():
+        found = network((data.val.images / 255 - mean) / std).argmax(1)
+    assert float((found == data.val.labels).double().mean()) == pytest.approx(result.final_top1)
+
+
+def run_in_child(config: RetrainConfig, data: LabelledImages, out: Path) -> None:
+    torch.set_num_threads(1)
+    train(config, data, out)
+    os._exit(0)
+
+
+def test_killed_three_times_ends_with_the_same_numbers(data: LabelledImages, tmp_path: Path) -> None:
+    config = RetrainConfig(
+        **SMALL | {"epochs": 12, "auxiliary_weight": 0, "drop_path": 0.3, "ema": 0.9, "label_smoothing": 0.1}
+    )
+    train(config, data, tmp_path / "whole")
+    out = tmp_path / "killed"
+    # A fork has everything imported already.
+    context = multiprocessing.get_context("fork")
+    kills = 0
+    for after in (1, 4, 7, None):
+        child = context.Process(target=run_in_child, args=(config, data, out))
+        child.start()
+        deadline = time.monotonic() + 120
+        while child.is_alive() and time.monotonic() < deadline:
+            if after is not None and (out / "history.csv").exists() and len(numbers(out)) >= after:
+                time.sleep(0.03 * after)  # somewhere in the next epochs
+                os.kill(child.pid, signal.SIGKILL)
+                kills += 1
+                break
+            time.sleep(0.005)
+        child.join(120)
+    assert kills == 3
+    assert numbers(out) == numbers(tmp_path / "whole")
+    ours, theirs = (Weights.read(folder / "final.pt").state for folder in (out, tmp_path / "whole"))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_after(epoch: int) -> Any:
+    def stop(row: dict[str, float]) -> None:
+        if row["epoch"] == epoch:
+            raise StoppedError
+
+    return stop
+
+
+def test_a_damaged_checkpoint(data: LabelledImages, small: RetrainConfig, tmp_path: Path) -> None:
+    config = small.model_copy(update={"epochs": 5})
+    train(config, data, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        train(config, data, tmp_path / "run", on_epoch=stop_after(3))
+    _, newer = sorted((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+    newer.write_bytes(newer.read_bytes()[:-1000])
+    with pytest.warns(
+        UserWarning, match=r"epoch-00003\.ckpt is damaged.* going on from epoch-00002\.ckpt, the one before"
+    ):
+        train(config, data, tmp_path / "run")
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        train(config, data, tmp_path / "none", on_epoch=stop_after(2))
+    for path in (tmp_path / "none" / "checkpoints").glob("*.ckpt"):
+        content = bytearray(path.read_bytes())
+        middle = len(content) // 2
+        for position in range(middle, middle + 300):  # more than the gaps between the parts of the file
+            content[position] ^= 0xFF
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint is left, begin anew with --force"):
+        train(config, data, tmp_path / "none")
+
+
+def test_a_finished_run_is_not_repeated_and_no_other_is_overwritten(
+    data: LabelledImages, small: RetrainConfig, tmp_path: Path
+) -> None:
+    first = train(small, data, tmp_path)
+    assert train(small, data, tmp_path, on_epoch=stop_after(1)) == first
+    with pytest.raises(ConfigError, match=r"another recipe: lr is 0\.025 there and 0\.5 here; name another folder"):
+        train(small.model_copy(update={"lr": 0.5}), data, tmp_path)
+    with pytest.raises(ConfigError, match="another architecture"):
+        retrain(read_architecture("DARTS_V1"), small, data, tmp_path)
+    changed = LabelledImages(data.classes, data.train.take(torch.arange(60)), data.val, data.size)
+    with pytest.raises(ConfigError, match="other images or labels"):
+        train(small, changed, tmp_path)
+    again = train(small.model_copy(update={"lr": 0.5}), data, tmp_path, force=True)
+    assert again.final_top1 != first.final_top1 or again.seconds != first.seconds
+
+
+def test_a_loss_that_is_no_number_ends_it_with_the_remedy(data: LabelledImages, tmp_path: Path) -> None:
+    config = RetrainConfig(**SMALL | {"lr": 1e20, "gradient_clip": 0})
+    with pytest.raises(DivergenceError, match=r"training loss became .* epoch 1.* set a lower lr \(1e\+20\)"):
+        train(config, data, tmp_path)
+
+
+def test_few_labels(data: LabelledImages, small: RetrainConfig, tmp_path: Path) -> None:
+    config = small.model_copy(update={"label_fraction": 0.1, "epochs": 1, "batch_size": 4})
+    train(config, data, tmp_path / "few")
+    assert sum(json.loads((tmp_path / "few" / "summary.json").read_text())["data"]["train"]) == 9
+    with pytest.raises(
+        ImagesError, match=r"label_fraction 0\.01 of 90 training images is 1 labels.* use at least 0\.0444"
+    ):
+        train(small.model_copy(update={"label_fraction": 0.01}), data, tmp_path / "too-few")
+    assert not (tmp_path / "too-few").exists()
+
+
+def test_what_does_not_fit_is_said_before_anything(data: LabelledImages, small: RetrainConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"images are 16 pixels wide, but size is 32"):
+        train(small.model_copy(update={"size": 32}), data, tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"too small for the auxiliary head.* set auxiliary_weight: 0"):
+        train(small.model_copy(update={"auxiliary_weight": 0.4}), data, tmp_path / "b")
+    with pytest.raises(SpaceError, match="total stride"):
+        train(
+            small.model_copy(update={"stem": "imagenet"}),
+            LabelledImages(data.classes, data.train, data.val, 16),
+            tmp_path / "c",
+        )
+    assert not list(tmp_path.glob("[abc]"))
+
+
+def test_pretraining_changes_where_it_starts(data: LabelledImages, tmp_path: Path) -> None:
+    values = SMALL | {"epochs": 1, "lr": 1e-8, "contrastive": {"epochs": 1, "batch_size": 32}}
+    train(RetrainConfig(**values, pretrain="contrastive"), data, tmp_path / "with")
+    before = Weights.read(tmp_path / "with" / "pretrained.pt").state
+    after = Weights.read(tmp_path / "with" / "final.pt").state
+    name = "stem.0.0.weight"
+    torch.testing.assert_close(after[name], before[name], atol=1e-5, rtol=0)
+    train(RetrainConfig(**values), data, tmp_path / "without")
+    assert not torch.allclose(Weights.read(tmp_path / "without" / "final.pt").state[name], before[name], atol=1e-3)
+
+
+def test_an_architecture_of_another_space(npz: Path, tmp_path: Path) -> None:
+    space = SpaceConfig(
+        name="nni.nas.hub.pytorch:NasBench201", arguments={"stem_out_channels": 4, "num_modules_per_stack": 1}
+    )
+    parameters = random_parameters(make_space(space), np.random.default_rng(1))
+    architecture = Architecture(space=space, parameters=parameters)
+    config = RetrainConfig(**SMALL | {"epochs": 1})
+    assert "channels, num_cells, stem, drop_path of the recipe are ignored" in (ignored(architecture, config) or "")
+    result = retrain(architecture, config, load_labelled(npz, 16), tmp_path / "run", tensorboard=False)
+    network = Weights.read(tmp_path / "run" / "best.pt").network()
+    assert network(torch.randn(2, 3, 16, 16)).shape == (2, 4)
+    assert result.params == sum(weight.numel() for weight in network.parameters())
+
+
+def test_the_command_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos", {"cat": 30, "dog": 12, "emu": 6})
+    shape = ["--cells", "3", "--channels", "2", "--size", "16", "--batch-size", "8", "--set", "auxiliary_weight=0"]
+    command = [
+        "retrain",
+        "DARTS_V2",
+        "-r",
+        "folder",
+        "-d",
+        "photos",
+        "-o",
+        "run",
+        "--epochs",
+        "2",
+        *shape,
+        "--set",
+        "cutout=4",
+    ]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "epoch 2/2: loss" in done.output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["recipe"]["class_weights"] == "balanced"
+    assert summary["data"]["classes"] == ["cat", "dog", "emu"]
+    assert f"top-1 {summary['final_top1']:.2%}" in done.output
+    again = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "epoch" not in again.output.replace("best epoch", "")
+    # Pictures that stay on disk give the same classes and about the same work.
+    streamed = [*command[:5], "photos", "-o", "streamed", *command[8:], "--set", "resident_gb=0", "--set", "workers=0"]
+    done = CliRunner().invoke(app, streamed, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert len(numbers(tmp_path / "streamed")) == 2
+    with pytest.raises(ConfigError, match=r"--unlabelled is 'photos', which only --pretrain contrastive uses"):
+        CliRunner().invoke(app, [*command[:7], "other", "--unlabelled", "photos"], catch_exceptions=False)
