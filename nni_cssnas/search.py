@@ -21,7 +21,7 @@ from nni_cssnas.tuners.tpe import Tpe
 
 __all__ = ["FINALISTS", "choose", "explore"]
 
-FINALISTS = 32
+FINALISTS = 64
 """So many of the best are looked at again."""
 
 

@@ -85,7 +85,7 @@ def search_curve(records: Sequence[TrialRecord], num_random: int | None = None) 
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("trial")
     axes.set_ylabel("score (larger is better)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", frameon=False)
     return figure
 
 
@@ -114,7 +114,7 @@ def score_against_cost(records: Sequence[TrialRecord], cost: str = "macs") -> Fi
     axes.set_ylim(low - margin, float(scores.max()) + margin)
     axes.set_xlabel({"macs": "multiply-adds (millions)", "params": "parameters (millions)"}.get(cost, cost))
     axes.set_ylabel("score (larger is better)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", frameon=False)
     return figure
 
 
@@ -157,7 +157,7 @@ def loss_curves(records: Sequence[TrialRecord]) -> Figure | None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel("contrastive loss")
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper right", frameon=False)
     return figure
 
 

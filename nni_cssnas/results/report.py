@@ -23,7 +23,15 @@ from nni_cssnas.results.records import TrialRecord, read_records, write_atomical
 __all__ = ["make_report", "write_pictures", "write_report"]
 
 MARKER = "nni-cssnas-experiment"
-LOGS = ("record.json", "error.txt", "trial.log", "trial.stderr", "trial.stdout")
+LOGS = {
+    "record": "record.json",
+    "error": "error.txt",
+    "log": "trial.log",
+    "stderr": "trial.stderr",
+    "stdout": "trial.stdout",
+}
+"""What a trial leaves in its folder; NNI makes the last three."""
+
 DRAWN = 3
 """The cells of so many of the best are drawn."""
 
@@ -187,7 +195,7 @@ def _links(folder: Path | None) -> list[tuple[str, str]]:
     """Name and address of the files that a trial left."""
     if folder is None:
         return []
-    return [(name, (folder / name).resolve().as_uri()) for name in LOGS if (folder / name).is_file()]
+    return [(name, (folder / file).resolve().as_uri()) for name, file in LOGS.items() if (folder / file).is_file()]
 
 
 def _first_line(text: str | None) -> str:
