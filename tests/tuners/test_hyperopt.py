@@ -114,7 +114,7 @@ def test_resumes_from_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     second.update_search_space(CHOICES)
 
     def learned(tuner: Hyperopt) -> list[Any]:
-        return [(document["misc"]["vals"], document["result"]) for document in tuner._documents]
+        return [(trial.values, trial.loss) for trial in tuner._trials]
 
     assert learned(second) == learned(first)
     seen = [json.dumps(item) for item in [*before, running, *run(second, 15)]]
