@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from nni_cssnas.errors import CssnasError
 
-__all__ = ["app", "console", "main", "mapping", "short", "show_best"]
+__all__ = ["app", "architecture_of", "console", "main", "mapping", "short", "show_best"]
 
 app = typer.Typer(
     help="Label-free neural architecture search for NNI.",
@@ -27,6 +28,22 @@ console = Console()
 @app.callback()
 def _root() -> None:
     """Label-free neural architecture search for NNI."""
+
+
+def architecture_of(genotype: str | None) -> str | None:
+    """A genotype as the user names it; the id of an experiment becomes its folder, with the cell that `run` left there."""
+    from nni_cssnas.genotype import NAMED_GENOTYPES
+
+    if (
+        genotype is None
+        or not re.fullmatch(r"\w{8}", genotype)
+        or genotype in NAMED_GENOTYPES
+        or Path(genotype).exists()
+    ):
+        return genotype
+    from nni_cssnas.results.experiments import find_experiment
+
+    return str(find_experiment(genotype))
 
 
 def mapping(arguments: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nni_cssnas.cli.app import app, console, mapping, short, show_best
+from nni_cssnas.cli.app import app, architecture_of, console, mapping, short, show_best
 
 if TYPE_CHECKING:
     pass
@@ -130,7 +130,7 @@ def export(
     arguments: Annotated[str, typer.Option(help="Arguments of the space, as YAML: '{width: 16}'.")] = "",
     sample: Annotated[Path | None, typer.Option("--sample", help="Its choices: sample.json of `best`.")] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="A state dict or checkpoint; default: fresh.")
+        Path | None, typer.Option("--weights", help="Of `retrain`, or a state dict; default: fresh.")
     ] = None,
     classes: Annotated[int, typer.Option(min=0, help="Logits; 0 for pooled features.")] = 10,
     cells: Annotated[int, typer.Option(min=3, help="Depth of a network of cells.")] = 20,
@@ -156,29 +156,49 @@ def export(
         if path.exists() and not force:
             raise ExportError(f"{path} is there already; name another file with --output, or use --force")
 
+    from dataclasses import asdict
+
     import torch
 
     from nni_cssnas import __version__
     from nni_cssnas.config import SpaceConfig
     from nni_cssnas.export import export as write
     from nni_cssnas.export import load_weights
+    from nni_cssnas.retrain.weights import Weights
     from nni_cssnas.scores.cost import multiply_adds, num_parameters
     from nni_cssnas.spaces.architecture import read_architecture
 
     sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
-    home = None if space is None else SpaceConfig(name=space, arguments=mapping(arguments))
-    architecture = read_architecture(genotype, space=home, sample=sample)
-    edge = size or (224 if stem == "imagenet" else 32)
+    trained: dict[str, Any] = {}
+    if weights is not None and genotype is None and space is None:
+        # What retraining wrote knows its own network.
+        known = Weights.read(weights)
+        architecture = known.architecture
+        shape = {**asdict(known.shape), "auxiliary": auxiliary}
+        trained = {"class names": ", ".join(known.classes), "input mean": known.mean, "input std": known.std}
+    else:
+        home = None if space is None else SpaceConfig(name=space, arguments=mapping(arguments))
+        architecture = read_architecture(architecture_of(genotype), space=home, sample=sample)
+        shape = {
+            "num_classes": classes,
+            "size": size or (224 if stem == "imagenet" else 32),
+            "num_cells": cells,
+            "channels": channels,
+            "stem": stem,
+            "auxiliary": auxiliary,
+        }
+    edge = shape["size"]
     torch.manual_seed(seed)
-    network = architecture.build(classes, size=edge, num_cells=cells, channels=channels, stem=stem, auxiliary=auxiliary)
+    network = architecture.build(**shape)
     if weights is not None:
         load_weights(network, weights)
     about = {
         "title": f"A network exported by nni-cssnas {__version__}.",
         **{name: json.dumps(value) for name, value in architecture.to_dict().items()},
-        **({"cells": cells, "channels": channels, "stem": stem} if architecture.genotype else {}),
-        "classes": classes,
+        **({name: shape[name] for name in ("num_cells", "channels", "stem")} if architecture.genotype else {}),
+        "classes": shape["num_classes"],
         "image size": edge,
+        **trained,
         "parameters": num_parameters(network),
         "multiply-adds": multiply_adds(network, (3, edge, edge)),
         "weights": weights.name if weights else f"fresh, seed {seed}",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nni_cssnas.cli.app import app, console, mapping, short
+from nni_cssnas.cli.app import app, architecture_of, console, mapping, short
 
 if TYPE_CHECKING:
     from nni_cssnas.images.labelled import LabelledImages
@@ -287,7 +287,11 @@ def compare(
 
     named: dict[str, Architecture] = {}
     for number, item in enumerate(found, start=1):
-        one = read_architecture(item) if home is None else read_architecture(space=home, sample=Path(item))
+        one = (
+            read_architecture(architecture_of(item))
+            if home is None
+            else read_architecture(space=home, sample=Path(item))
+        )
         named[f"found-{number}"] = one
     images = _labelled(data, val, config, root, download)
     names = ["DARTS_V2"] if baselines is None else baselines
@@ -336,7 +340,7 @@ def _architecture(genotype: str | None, space: str | None, arguments: str, sampl
 
     sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
     home = None if space is None else SpaceConfig(name=space, arguments=mapping(arguments))
-    return read_architecture(genotype, space=home, sample=sample)
+    return read_architecture(architecture_of(genotype), space=home, sample=sample)
 
 
 def _config(recipe: str, values: dict[str, Any], settings: list[str] | None) -> RetrainConfig:

@@ -102,7 +102,7 @@ def export(
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a state dict, or the one in a Lightning checkpoint (its names begin with ``model.`` or ``network.``).
+    """Load a state dict, or the one in a file of ``retrain`` or a Lightning checkpoint (names begin with ``model.`` or ``network.``).
 
     An auxiliary head that the network does not have is left out.
 
@@ -116,7 +116,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     except Exception as error:
         detail = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ExportError(f"cannot read weights from {path}: {detail}; give a state dict or a checkpoint") from None
-    state = data.get("state_dict", data) if isinstance(data, dict) else None
+    state = data.get("state_dict", data.get("state", data)) if isinstance(data, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ExportError(f"{path} holds no state dict; give what torch.save(network.state_dict(), ...) writes")
     wanted = network.state_dict()

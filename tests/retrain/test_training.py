@@ -230,6 +230,17 @@ def test_the_command_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert summary["recipe"]["class_weights"] == "balanced"
     assert summary["data"]["classes"] == ["cat", "dog", "emu"]
     assert f"top-1 {summary['final_top1']:.2%}" in done.output
+    # What it left can be exported without saying again what it is.
+    export = ["export", "--weights", "run/best.pt", "-o", "net.py"]
+    assert CliRunner().invoke(app, export, catch_exceptions=False).exit_code == 0
+    namespace: dict[str, Any] = {"__name__": "exported"}
+    exec((tmp_path / "net.py").read_text(), namespace)
+    weights = Weights.read(tmp_path / "run" / "best.pt")
+    copy = namespace["Network"]().eval()
+    copy.load_state_dict(weights.state)
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(copy(images), weights.network()(images))
+    assert "class names: cat, dog, emu" in (tmp_path / "net.py").read_text()
     again = CliRunner().invoke(app, command, catch_exceptions=False)
     assert "epoch" not in again.output.replace("best epoch", "")
     # Pictures that stay on disk give the same classes and about the same work.
