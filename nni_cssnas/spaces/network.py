@@ -224,7 +224,7 @@ class CellNetwork(nn.Module):
             s0, s1 = s1, out
             if self.training and index == self.reductions[1] and self.auxiliary_head is not None:
                 auxiliary = self.auxiliary_head(out)
-        features = batch.new_zeros(len(batch), self.num_features) if s1 is None else self.pool(s1).flatten(1)
+        features = batch.new_zeros(batch.shape[0], self.num_features) if s1 is None else self.pool(s1).flatten(1)
         logits: torch.Tensor = self.classifier(features)
         return logits if auxiliary is None else (logits, auxiliary)
 
