@@ -11,9 +11,6 @@ import typer
 
 from nni_cssnas.cli.app import app, architecture_of, console, mapping, short, show_best
 
-if TYPE_CHECKING:
-    pass
-
 
 @app.command()
 def best(
