@@ -49,6 +49,7 @@ def search(args: argparse.Namespace, truth: Mapping[str, float], seed: int, cons
     start = time.perf_counter()
     config = ProxyConfig(
         seed=seed,
+        threads=1,
         space={
             "name": "nni.nas.hub.pytorch:NasBench201",
             "arguments": {"stem_out_channels": 16, "num_modules_per_stack": 1},
