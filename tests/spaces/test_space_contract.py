@@ -15,16 +15,16 @@ SAMPLES = int(os.environ.get("CSSNAS_SAMPLES", "3"))
 
 
 class TestTwoInput(SpaceContract):
-    num_samples = 200
-    num_networks = 10
+    num_samples = max(50, SAMPLES)
+    num_networks = 5 if SAMPLES < 200 else 10
 
     def make_space(self) -> Any:
         return CellSpace(num_nodes=4, num_cells=3, channels=4)
 
 
 class TestEdge(SpaceContract):
-    num_samples = 200
-    num_networks = 10
+    num_samples = max(50, SAMPLES)
+    num_networks = 5 if SAMPLES < 200 else 10
 
     def make_space(self) -> Any:
         return CellSpace(encoding="edge", num_nodes=4, num_cells=3, channels=4)
