@@ -65,9 +65,15 @@ def run(
             task = bar.add_task("", total=total)
             for state in experiment.watch():
                 best = "" if state.best is None else f", best score {state.best:.4f}"
-                failed = f", {state.failed} failed" if state.failed else ""
+                ended = "".join(
+                    f", {number} {name}"
+                    for number, name in ((state.failed, "failed"), (state.stopped, "stopped"))
+                    if number
+                )
                 bar.update(
-                    task, completed=state.succeeded + state.failed, description=f"{state.running} running{failed}{best}"
+                    task,
+                    completed=state.succeeded + state.failed + state.stopped,
+                    description=f"{state.running} running{ended}{best}",
                 )
         if state is not None and state.errors:
             console.print("the NNI manager reports: " + "; ".join(state.errors), style="red", markup=False)

@@ -64,7 +64,7 @@ def test_medianstop_ends_what_is_worse(home: Path, tmp_path: Path) -> None:
     }
     trials, metrics, folder = run(home, tmp_path, proxy, settings, 18380)
     states = [trial["status"] for trial in trials]
-    # NNI 3.0 calls every process that it killed cancelled by the user.
+    # NNI 3.0 calls every process that it stopped cancelled by the user.
     stopped = {"EARLY_STOPPED", "USER_CANCELED"}
     assert states[:3] == ["SUCCEEDED"] * 3
     assert set(states[3:]) <= stopped
@@ -80,7 +80,8 @@ def test_medianstop_ends_what_is_worse(home: Path, tmp_path: Path) -> None:
         assert [item["loss"] for item in told] == pytest.approx(losses)
         assert [item["default"] for item in told] == pytest.approx([losses[0] - loss for loss in losses])
         if trial["status"] in stopped:
-            assert len(record.epoch_losses) < 60
+            assert record.status == "stopped"
+            assert 3 <= len(record.epoch_losses) < 60
             assert not record.finished
         else:
             assert len(told) == 60
