@@ -88,6 +88,30 @@ def test_medianstop_ends_what_is_worse(home: Path, tmp_path: Path) -> None:
             assert record.score == pytest.approx(told[-1]["default"])
 
 
+def test_curvefitting_ends_what_will_not_reach_the_best(home: Path, tmp_path: Path) -> None:
+    training = {"criterion": "drop", "epochs": 30, "batch_size": 32}
+    (tmp_path / "hopeless.yml").write_text(yaml.safe_dump(PROXY | {"contrastive": training | {"lr": 5e-3}}))
+    (tmp_path / "trial.py").write_text(HOPELESS)
+    settings = {
+        "trialCommand": "python trial.py",
+        "maxTrialNumber": 4,
+        "tuner": {"name": "Random", "classArgs": {"seed": 1}},
+        "assessor": {
+            "className": "nni_cssnas.tuners.curvefitting.Curvefitting",
+            "codeDirectory": ".",
+            "classArgs": {"epoch_num": 30, "start_step": 10, "threshold": 0.6},
+        },
+    }
+    trials, _, folder = run(home, tmp_path, PROXY | {"contrastive": training}, settings, 18430)
+    records = {record.trial: record for record in read_records(folder)}
+    found = [records[trial["trialJobId"]] for trial in trials]
+    assert [record.status for record in found] == ["succeeded"] * 3 + ["stopped"]
+    assert 10 <= len(found[3].epoch_losses) < 30
+    dispatcher = (folder / "log" / "dispatcher.log").read_text()
+    assert "is expected to reach" in dispatcher
+    assert "Traceback" not in dispatcher
+
+
 def test_hyperbands_budget_is_the_number_of_epochs(home: Path, tmp_path: Path) -> None:
     proxy = PROXY | {"contrastive": {"criterion": "drop", "batch_size": 32}}
     settings = {
