@@ -166,7 +166,9 @@ class _Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None:
+        if isinstance(error, KeyboardInterrupt):  # NNI's assessors and nnictl stop a trial by SIGINT
+            self.record = replace(self.record, status="stopped")
+        elif error is not None:
             self.record = replace(self.record, status="failed", error=f"{type(error).__name__}: {error}")
             if self.folder is not None:
                 story = "".join(traceback.format_exception(kind, error, trace))

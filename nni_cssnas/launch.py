@@ -28,6 +28,7 @@ class Progress:
     status: str
     succeeded: int
     failed: int
+    stopped: int
     running: int
     best: float | None
     errors: tuple[str, ...] = ()
@@ -73,7 +74,9 @@ class Experiment:
         return Progress(
             status=status["status"],
             succeeded=states.count("SUCCEEDED"),
-            failed=sum(state in ("FAILED", "USER_CANCELED", "SYS_CANCELED") for state in states),
+            failed=sum(state in ("FAILED", "SYS_CANCELED") for state in states),
+            # NNI 3.0 calls whatever a signal has ended cancelled by the user, early stopping too.
+            stopped=sum(state in ("EARLY_STOPPED", "USER_CANCELED") for state in states),
             running=sum(state in ("RUNNING", "WAITING", "UNKNOWN") for state in states),
             best=max(scores, default=None),
             errors=tuple(map(str, status.get("errors", []))),

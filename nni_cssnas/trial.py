@@ -3,15 +3,22 @@
 The trial asks NNI for its parameters before anything heavy is imported. Run outside of NNI it scores one random
 architecture, which is a quick check of a ``proxy.yml``. ``TRIAL_BUDGET``, which Hyperband and BOHB add to the choices, is
 the number of epochs.
+
+NNI stops a trial (an assessor's decision, ``nnictl stop``) by SIGINT, and by SIGKILL five seconds later.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 __all__ = ["main"]
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""They stop a trial: NNI sends the first, batch systems the second."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,7 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nni_cssnas.trial", description="Judge one candidate for NNI.")
     parser.add_argument("config", nargs="?", default="proxy.yml", help="the proxy's settings (default: proxy.yml)")
     options = parser.parse_args(arguments)
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    try:
+        return _evaluate(options.config)
+    except KeyboardInterrupt:
+        _stop()
 
+
+def _evaluate(path: str) -> int:
     import nni
 
     from nni_cssnas import pairing
@@ -33,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from nni_cssnas.errors import CssnasError
 
     try:
-        config = ProxyConfig.load(options.config)
+        config = ProxyConfig.load(path)
         budget = (parameters or {}).pop("TRIAL_BUDGET", None)
         if budget is not None:
             config = config.with_epochs(budget)
@@ -59,6 +74,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, value in result.metric().items():
         print(f"{name}: {value:.6g}")
     return 0
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    # NNI may send it again while the record is written.
+    for known in SIGNALS:
+        signal.signal(known, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _stop() -> NoReturn:
+    """End by the signal: to NNI an exit code would be a failure."""
+    print("nni_cssnas: stopped before the end", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
+    raise SystemExit(1)  # not reached where signals end processes
 
 
 if __name__ == "__main__":

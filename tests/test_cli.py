@@ -59,12 +59,41 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
             r"R 9 and eta 3 give candidates 1 epochs at first.*at least 2 epochs; change R",
         ),
         ("advisor: {className: nni_cssnas.tuners.hyperband.Hyperband, classArgs: {eta: 1}}", "eta is 1"),
+        ("assessor: {className: nni_cssnas.tuners.curvefitting.Curvefitting, classArgs: {gap: 0}}", "gap is 0"),
+        (
+            "assessor: {className: nni_cssnas.tuners.curvefitting.Curvefitting}",
+            "is 20, but trials train 8 .* epoch_num: 8",
+        ),
+        ("assessor: {name: Curvefitting, classArgs: {epoch_num: 9}}", "epoch_num of the assessor is 9"),
     ],
 )
 def test_a_wrong_tuner_is_refused_before_a_manager_is_started(algorithm: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "experiment.yml"
     path.write_text(f"trialCommand: python -m nni_cssnas.trial\nsearchSpaceFile: s.json\n{algorithm}\n")
     (tmp_path / "proxy.yml").write_text("score: contrastive\n")
+    with pytest.raises(ConfigError, match=message):
+        check_experiment(path)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "assessor", "message"),
+    [
+        ("score: untrained", "Medianstop", "score is 'untrained', which trains nothing"),
+        ("{score: contrastive, contrastive: {criterion: loss}}", "Curvefitting", "criterion is 'loss', .* Medianstop"),
+        ("{score: contrastive, contrastive: {criterion: loss}}", "Medianstop", None),
+    ],
+)
+def test_an_assessor_needs_results_that_it_can_judge(
+    proxy: str, assessor: str, message: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "experiment.yml"
+    path.write_text(
+        f"trialCommand: python -m nni_cssnas.trial\nsearchSpaceFile: s.json\nassessor: {{name: {assessor}}}\n"
+    )
+    (tmp_path / "proxy.yml").write_text(f"{proxy}\n")
+    if message is None:
+        check_experiment(path)
+        return
     with pytest.raises(ConfigError, match=message):
         check_experiment(path)
 

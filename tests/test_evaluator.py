@@ -183,6 +183,22 @@ def test_what_is_wrong_is_said_and_recorded(
     assert json.dumps(samples[0]) in story.read_text()
 
 
+def test_an_interrupted_evaluation_is_stopped_not_failed(
+    samples: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(proxy: Any, model: Any, seed: int, on_epoch: Any) -> None:
+        on_epoch(0, 2.5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nni_cssnas.proxy.Proxy.score", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        score(config(), samples[0], tmp_path)
+    (record,) = read_records(tmp_path)
+    assert (record.status, record.error, record.epoch_losses, record.finished) == ("stopped", None, [2.5], False)
+    assert record.duration is not None
+    assert not list(tmp_path.rglob("error.txt"))
+
+
 def test_an_unwritable_folder_stops_before_the_work(
     samples: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

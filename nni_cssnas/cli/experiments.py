@@ -47,9 +47,15 @@ def run(
             task = bar.add_task("", total=total)
             for state in experiment.watch():
                 best = "" if state.best is None else f", best score {state.best:.4f}"
-                failed = f", {state.failed} failed" if state.failed else ""
+                ended = "".join(
+                    f", {number} {name}"
+                    for number, name in ((state.failed, "failed"), (state.stopped, "stopped"))
+                    if number
+                )
                 bar.update(
-                    task, completed=state.succeeded + state.failed, description=f"{state.running} running{failed}{best}"
+                    task,
+                    completed=state.succeeded + state.failed + state.stopped,
+                    description=f"{state.running} running{ended}{best}",
                 )
         if state is not None and state.errors:
             console.print("the NNI manager reports: " + "; ".join(state.errors), style="red", markup=False)
@@ -173,10 +179,14 @@ def check_experiment(config: Path) -> int | None:
         rest = [word for word in words[words.index("nni_cssnas.trial") + 1 :] if not word.startswith("-")]
         folder = config.parent / str(settings.get("trialCodeDirectory", "."))
         proxy = ProxyConfig.load(folder / (rest[0] if rest else "proxy.yml"))
-    for section in ("tuner", "advisor"):
+    for section in ("tuner", "advisor", "assessor"):
         algorithm = settings.get(section)
-        if isinstance(algorithm, dict) and str(algorithm.get("className", "")).startswith("nni_cssnas."):
+        if not isinstance(algorithm, dict):
+            continue
+        if str(algorithm.get("className", "")).startswith("nni_cssnas."):
             _check_algorithm(algorithm, config.parent / str(algorithm.get("codeDirectory", ".")), proxy)
+        if section == "assessor" and proxy is not None:
+            _check_assessor(algorithm, proxy)
     number = settings.get("maxTrialNumber")
     return number if isinstance(number, int) else None
 
@@ -204,3 +214,28 @@ def _check_algorithm(algorithm: dict[str, Any], folder: Path, proxy: ProxyConfig
                 f"R {budgets.R} and eta {budgets.eta} give candidates {budgets.smallest} epochs at first: {error}; "
                 "change R in classArgs, or the proxy's score or criterion"
             ) from None
+
+
+def _check_assessor(assessor: dict[str, Any], proxy: ProxyConfig) -> None:
+    """Refuse an assessor that cannot judge what trials of this ``proxy.yml`` report after each epoch."""
+    from nni_cssnas.errors import ConfigError
+
+    if proxy.score == "untrained":
+        raise ConfigError(
+            "an assessor judges trials by their epochs, but score is 'untrained', which trains nothing; "
+            "set score: contrastive, or leave the assessor out"
+        )
+    name = str(assessor.get("name") or assessor.get("className", "").rpartition(".")[2])
+    if name.lower() != "curvefitting":
+        return
+    if proxy.contrastive.criterion != "drop":
+        raise ConfigError(
+            f"criterion is {proxy.contrastive.criterion!r}, but Curvefitting needs results that are positive and rise; "
+            "set criterion: drop, or use Medianstop"
+        )
+    arguments, epochs = assessor.get("classArgs") or {}, proxy.contrastive.epochs
+    number = arguments.get("epoch_num", 20)
+    if proxy.contrastive.steps is None and number != epochs:
+        raise ConfigError(
+            f"epoch_num of the assessor is {number}, but trials train {epochs} epochs; set epoch_num: {epochs}"
+        )

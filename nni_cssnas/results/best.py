@@ -26,7 +26,9 @@ def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     if not finished:
         failed = [record for record in records if record.status == "failed"]
         last = f"; the last one that failed said: {failed[-1].error}" if failed else ""
-        raise ExperimentError(f"no trial has finished yet ({len(records)} started, {len(failed)} failed){last}")
+        stopped = sum(record.status == "stopped" for record in records)
+        counts = f"{len(records)} started, {len(failed)} failed" + (f", {stopped} stopped" if stopped else "")
+        raise ExperimentError(f"no trial has finished yet ({counts}){last}")
     return sorted(finished, key=lambda record: (-(record.score or 0.0), record.sequence))
 
 

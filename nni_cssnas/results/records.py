@@ -39,13 +39,14 @@ class TrialRecord:
     seed
         Of the candidate's weights; derived from the experiment's seed and the architecture.
     status
-        ``running``, ``succeeded`` or ``failed``. A trial that was killed stays ``running``.
+        ``running``, ``succeeded``, ``failed``, or ``stopped`` before the end (by an assessor, ``nnictl stop``, Ctrl-C).
+        A trial that was killed outright (SIGKILL, out of memory) stays ``running``.
     score
         What is maximised, or None.
     components
         Every number measured (losses, parameters, multiply-adds, seconds, images/s), by name.
     epoch_losses
-        Mean training loss of each epoch.
+        Mean training loss of each epoch so far.
     error
         What went wrong, or None.
     config

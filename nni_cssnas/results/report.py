@@ -172,12 +172,13 @@ def _image(svg: str) -> str:
 
 
 def _counts(records: Sequence[TrialRecord]) -> dict[str, int]:
-    """By state; a trial that was killed, or stopped by an assessor, cannot say so."""
+    """By state; a trial that was killed outright cannot say so."""
     counts = {
         "finished": sum(record.finished for record in records),
         "failed": sum(record.status == "failed" for record in records),
+        "stopped": sum(record.status == "stopped" for record in records),
     }
-    counts["running or stopped"] = len(records) - sum(counts.values())
+    counts["running or killed"] = len(records) - sum(counts.values())
     return counts
 
 

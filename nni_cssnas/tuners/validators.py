@@ -9,11 +9,12 @@ from typing import Any
 from nni import ClassArgsValidator
 
 from nni_cssnas.errors import ConfigError, nearest
+from nni_cssnas.tuners.curvefitting import Extrapolation
 from nni_cssnas.tuners.hyperband import Budgets
 from nni_cssnas.tuners.hyperopt import Hyperopt
 from nni_cssnas.tuners.tpe import Tpe
 
-__all__ = ["VALIDATORS", "HyperbandValidator", "HyperoptValidator", "TpeValidator"]
+__all__ = ["VALIDATORS", "CurvefittingValidator", "HyperbandValidator", "HyperoptValidator", "TpeValidator"]
 
 
 class _Validator(ClassArgsValidator):  # type: ignore[misc]
@@ -46,9 +47,16 @@ class HyperbandValidator(_Validator):
     tuner = Budgets
 
 
+class CurvefittingValidator(_Validator):
+    """For :class:`~nni_cssnas.tuners.curvefitting.Curvefitting`."""
+
+    tuner = Extrapolation
+
+
 VALIDATORS: dict[str, type[_Validator]] = {
     "nni_cssnas.tuners.tpe.Tpe": TpeValidator,
     "nni_cssnas.tuners.hyperopt.Hyperopt": HyperoptValidator,
     "nni_cssnas.tuners.hyperband.Hyperband": HyperbandValidator,
+    "nni_cssnas.tuners.curvefitting.Curvefitting": CurvefittingValidator,
 }
 """By the tuner's ``className``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,15 +50,7 @@ sys.exit(main(["hopeless.yml" if int(os.environ["NNI_TRIAL_SEQ_ID"]) > 2 else "p
 """
 
 
-ASSESSORS = {
-    "Medianstop": {"optimize_mode": "maximize", "start_step": 3},
-    "Curvefitting": {"epoch_num": 60, "start_step": 6, "gap": 10, "threshold": 0.5},
-}
-
-
-# Both in CI, which asks for the long version.
-@pytest.mark.parametrize("name", ASSESSORS if "CSSNAS_KILLS" in os.environ else ["Medianstop"])
-def test_assessors_end_what_is_worse(name: str, home: Path, tmp_path: Path) -> None:
+def test_medianstop_ends_what_is_worse(home: Path, tmp_path: Path) -> None:
     """A trial's intermediate results are its criterion, so those that are stopped are those whose drop is small."""
     training = {"criterion": "drop", "epochs": 60, "batch_size": 32}
     proxy = PROXY | {"contrastive": training}
@@ -69,18 +60,14 @@ def test_assessors_end_what_is_worse(name: str, home: Path, tmp_path: Path) -> N
         "trialCommand": "python trial.py",
         "maxTrialNumber": 5,
         "tuner": {"name": "Random", "classArgs": {"seed": 1}},
-        "assessor": {"name": name, "classArgs": ASSESSORS[name]},
+        "assessor": {"name": "Medianstop", "classArgs": {"optimize_mode": "maximize", "start_step": 3}},
     }
     trials, metrics, folder = run(home, tmp_path, proxy, settings, 18380)
     states = [trial["status"] for trial in trials]
-    # NNI 3.0 calls every process that it killed cancelled by the user.
+    # NNI 3.0 calls every process that it stopped cancelled by the user.
     stopped = {"EARLY_STOPPED", "USER_CANCELED"}
-    if name == "Medianstop":
-        assert states[:3] == ["SUCCEEDED"] * 3
-        assert set(states[3:]) <= stopped
-    else:  # It lets go what its curves cannot predict.
-        assert states[0] == "SUCCEEDED"
-        assert stopped & set(states[3:])
+    assert states[:3] == ["SUCCEEDED"] * 3
+    assert set(states[3:]) <= stopped
     records = {record.trial: record for record in read_records(folder)}
     for trial in trials:
         told = [
@@ -93,11 +80,36 @@ def test_assessors_end_what_is_worse(name: str, home: Path, tmp_path: Path) -> N
         assert [item["loss"] for item in told] == pytest.approx(losses)
         assert [item["default"] for item in told] == pytest.approx([losses[0] - loss for loss in losses])
         if trial["status"] in stopped:
-            assert len(record.epoch_losses) < 60
+            assert record.status == "stopped"
+            assert 3 <= len(record.epoch_losses) < 60
             assert not record.finished
         else:
             assert len(told) == 60
             assert record.score == pytest.approx(told[-1]["default"])
+
+
+def test_curvefitting_ends_what_will_not_reach_the_best(home: Path, tmp_path: Path) -> None:
+    training = {"criterion": "drop", "epochs": 30, "batch_size": 32}
+    (tmp_path / "hopeless.yml").write_text(yaml.safe_dump(PROXY | {"contrastive": training | {"lr": 5e-3}}))
+    (tmp_path / "trial.py").write_text(HOPELESS)
+    settings = {
+        "trialCommand": "python trial.py",
+        "maxTrialNumber": 4,
+        "tuner": {"name": "Random", "classArgs": {"seed": 1}},
+        "assessor": {
+            "className": "nni_cssnas.tuners.curvefitting.Curvefitting",
+            "codeDirectory": ".",
+            "classArgs": {"epoch_num": 30, "start_step": 10, "threshold": 0.6},
+        },
+    }
+    trials, _, folder = run(home, tmp_path, PROXY | {"contrastive": training}, settings, 18430)
+    records = {record.trial: record for record in read_records(folder)}
+    found = [records[trial["trialJobId"]] for trial in trials]
+    assert [record.status for record in found] == ["succeeded"] * 3 + ["stopped"]
+    assert 10 <= len(found[3].epoch_losses) < 30
+    dispatcher = (folder / "log" / "dispatcher.log").read_text()
+    assert "is expected to reach" in dispatcher
+    assert "Traceback" not in dispatcher
 
 
 def test_hyperbands_budget_is_the_number_of_epochs(home: Path, tmp_path: Path) -> None:

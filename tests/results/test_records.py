@@ -52,10 +52,13 @@ def test_best_is_by_score_among_finished_trials() -> None:
         record(3, None, "running"),
         record(4, 0.7),
         record(5, float("nan")),
+        record(6, 0.9, "stopped"),
     ]
     assert [item.sequence for item in rank(records)] == [2, 4, 0]
     with pytest.raises(ExperimentError, match=r"no trial has finished yet \(1 started, 1 failed\).*said: boom"):
         rank([record(0, None, "failed", error="boom")])
+    with pytest.raises(ExperimentError, match=r"no trial has finished yet \(2 started, 0 failed, 2 stopped\)$"):
+        rank([record(number, None, "stopped") for number in range(2)])
     with pytest.raises(ExperimentError, match=r"0 started"):
         rank([])
 

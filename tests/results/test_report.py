@@ -39,6 +39,7 @@ def make_records(number: int, *, cells: bool = True, trained: bool = True) -> It
         parameters = random_parameters(space, rng)
         genotype = space.genotype_of(decode(space, parameters)).to_dict() if cells else None
         state = "failed" if index % 7 == 3 else "running" if index == number - 1 else "succeeded"
+        state = "stopped" if index == 5 else state
         drop = float(rng.random())
         losses = list(5 - drop * np.linspace(0, 1, 8)) if trained else []
         yield TrialRecord(
@@ -144,7 +145,7 @@ def test_a_browser_shows_it_whole(experiment: Path, tmp_path: Path, width: int) 
     files = [Path(link.removeprefix("file://")) for link in page["links"]]
     assert files
     assert all(file.is_file() for file in files)
-    for text in ("25 of 40", "running or stopped", "<script>alert(1)</script>", "n_startup_jobs: 6", "torch"):
+    for text in ("24 of 40", "running or killed", "stopped", "<script>alert(1)</script>", "n_startup_jobs: 6", "torch"):
         assert text in page["text"], text
 
 
