@@ -56,8 +56,16 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         ),
         (
             "advisor: {className: nni_cssnas.tuners.hyperband.Hyperband, classArgs: {R: 9, eta: 3}}",
-            r"R 9 and eta 3 give candidates 1 epochs at first.*at least 2 epochs; change R",
+            r"R 9 and eta 3 give candidates 1 epochs at first.*at least 2 epochs; change them",
         ),
+        (
+            "advisor: {className: nni_cssnas.tuners.bohb.Bohb, classArgs: {min_budget: 1, max_budget: 9}}",
+            "min_budget 1, max_budget 9 and eta 3 give candidates 1 epochs at first",
+        ),
+        ("advisor: {className: nni_cssnas.tuners.bohb.Bohb, classArgs: {max_budget: 1}}", "max_budget is 1"),
+        ("advisor: {name: Hyperband}", "NNI's own Hyperband ends at the first metric .*hyperband.Hyperband"),
+        ("tuner: {name: BOHB}", "NNI's own BOHB ends .* advisor: {className: nni_cssnas.tuners.bohb.Bohb"),
+        ("tuner: {className: nni_cssnas.tuners.bohb.Bohb}", "write it under advisor:, not under tuner:"),
         ("advisor: {className: nni_cssnas.tuners.hyperband.Hyperband, classArgs: {eta: 1}}", "eta is 1"),
         ("assessor: {className: nni_cssnas.tuners.curvefitting.Curvefitting, classArgs: {gap: 0}}", "gap is 0"),
         (
