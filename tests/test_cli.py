@@ -145,6 +145,21 @@ def test_ports() -> None:
             launch.create(Path(__file__), port=port)
 
 
+def test_the_pause_between_two_rounds_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def states(status: str, running: int, number: int) -> list[launch.Progress]:
+        return [launch.Progress(status, succeeded=3, failed=0, stopped=0, running=running, best=None)] * number
+
+    pause = states("TUNER_NO_MORE_TRIAL", 0, 5)
+    story = [*states("TUNER_NO_MORE_TRIAL", 1, 20), *pause, *states("RUNNING", 1, 2), *pause * 5]
+    told = iter(story)
+    monkeypatch.setattr(launch.Experiment, "progress", lambda self: next(told))
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
+    seen = list(launch.Experiment("x", 1).watch(interval=1.0, patience=10.0))
+    assert len(seen) == 20 + 5 + 2 + 11
+    told = iter(states("DONE", 0, 2))
+    assert len(list(launch.Experiment("x", 1).watch())) == 1
+
+
 def test_nnictls_refusal_is_passed_on(tmp_path: Path) -> None:
     path = tmp_path / "experiment.yml"
     path.write_text("trialConcurrency: 1\nnonsense: 2\n")
