@@ -82,13 +82,19 @@ class Experiment:
             errors=tuple(map(str, status.get("errors", []))),
         )
 
-    def watch(self, interval: float = 1.0) -> Iterator[Progress]:
-        """Progress again and again, until the experiment has ended."""
+    def watch(self, interval: float = 1.0, patience: float = 10.0) -> Iterator[Progress]:
+        """Progress again and again, every ``interval`` seconds, until the experiment has ended.
+
+        Between two rounds of Hyperband or BOHB there are no more trials either: so the tuner must have none for
+        ``patience`` seconds.
+        """
+        idle = 0.0
         while True:
             progress = self.progress()
             yield progress
-            if progress.ended:
+            if progress.ended and (progress.status != "TUNER_NO_MORE_TRIAL" or idle >= patience):
                 return
+            idle = idle + interval if progress.ended else 0.0
             time.sleep(interval)
 
     def stop(self) -> None:

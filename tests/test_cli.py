@@ -56,8 +56,16 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
         ),
         (
             "advisor: {className: nni_cssnas.tuners.hyperband.Hyperband, classArgs: {R: 9, eta: 3}}",
-            r"R 9 and eta 3 give candidates 1 epochs at first.*at least 2 epochs; change R",
+            r"R 9 and eta 3 give candidates 1 epochs at first.*at least 2 epochs; change them",
         ),
+        (
+            "advisor: {className: nni_cssnas.tuners.bohb.Bohb, classArgs: {min_budget: 1, max_budget: 9}}",
+            "min_budget 1, max_budget 9 and eta 3 give candidates 1 epochs at first",
+        ),
+        ("advisor: {className: nni_cssnas.tuners.bohb.Bohb, classArgs: {max_budget: 1}}", "max_budget is 1"),
+        ("advisor: {name: Hyperband}", "NNI's own Hyperband ends at the first metric .*hyperband.Hyperband"),
+        ("tuner: {name: BOHB}", "NNI's own BOHB ends .* advisor: {className: nni_cssnas.tuners.bohb.Bohb"),
+        ("tuner: {className: nni_cssnas.tuners.bohb.Bohb}", "write it under advisor:, not under tuner:"),
         ("advisor: {className: nni_cssnas.tuners.hyperband.Hyperband, classArgs: {eta: 1}}", "eta is 1"),
         ("assessor: {className: nni_cssnas.tuners.curvefitting.Curvefitting, classArgs: {gap: 0}}", "gap is 0"),
         (
@@ -135,6 +143,21 @@ def test_ports() -> None:
         assert launch.free_port(port) > port
         with pytest.raises(ConfigError, match=f"port {port} is in use"):
             launch.create(Path(__file__), port=port)
+
+
+def test_the_pause_between_two_rounds_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def states(status: str, running: int, number: int) -> list[launch.Progress]:
+        return [launch.Progress(status, succeeded=3, failed=0, stopped=0, running=running, best=None)] * number
+
+    pause = states("TUNER_NO_MORE_TRIAL", 0, 5)
+    story = [*states("TUNER_NO_MORE_TRIAL", 1, 20), *pause, *states("RUNNING", 1, 2), *pause * 5]
+    told = iter(story)
+    monkeypatch.setattr(launch.Experiment, "progress", lambda self: next(told))
+    monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
+    seen = list(launch.Experiment("x", 1).watch(interval=1.0, patience=10.0))
+    assert len(seen) == 20 + 5 + 2 + 11
+    told = iter(states("DONE", 0, 2))
+    assert len(list(launch.Experiment("x", 1).watch())) == 1
 
 
 def test_nnictls_refusal_is_passed_on(tmp_path: Path) -> None:

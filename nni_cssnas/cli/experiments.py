@@ -183,6 +183,7 @@ def check_experiment(config: Path) -> int | None:
         algorithm = settings.get(section)
         if not isinstance(algorithm, dict):
             continue
+        _refuse_broken(section, algorithm)
         if str(algorithm.get("className", "")).startswith("nni_cssnas."):
             _check_algorithm(algorithm, config.parent / str(algorithm.get("codeDirectory", ".")), proxy)
         if section == "assessor" and proxy is not None:
@@ -191,28 +192,43 @@ def check_experiment(config: Path) -> int | None:
     return number if isinstance(number, int) else None
 
 
+def _refuse_broken(section: str, algorithm: dict[str, Any]) -> None:
+    """Refuse NNI's own advisors, which end at their first metric, and ours in the wrong place."""
+    from nni_cssnas.errors import ConfigError
+
+    advisors = {"hyperband": "nni_cssnas.tuners.hyperband.Hyperband", "bohb": "nni_cssnas.tuners.bohb.Bohb"}
+    name = str(algorithm.get("name", "")).lower()
+    if name in advisors:
+        raise ConfigError(
+            f"NNI's own {algorithm['name']} ends at the first metric of a trial; "
+            f"use advisor: {{className: {advisors[name]}, codeDirectory: .}}"
+        )
+    if section != "advisor" and algorithm.get("className") in advisors.values():
+        raise ConfigError(f"{algorithm['className']} is an advisor; write it under advisor:, not under {section}:")
+
+
 def _check_algorithm(algorithm: dict[str, Any], folder: Path, proxy: ProxyConfig | None) -> None:
     """Refuse wrong ``classArgs`` of a tuner or advisor of this package, and budgets that ``proxy.yml`` cannot use."""
     from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
     from nni_cssnas.errors import ConfigError, nearest
-    from nni_cssnas.tuners.hyperband import Budgets
     from nni_cssnas.tuners.validators import VALIDATORS
 
     name, arguments = algorithm["className"], algorithm.get("classArgs") or {}
     if name not in VALIDATORS:
         raise ConfigError(f"className is {name!r}{nearest(name, VALIDATORS)}")
-    VALIDATORS[name]().validate_class_args(**arguments)
+    validator = VALIDATORS[name]()
+    validator.validate_class_args(**arguments)
     for key, section in (("screen", ScreenConfig), ("constraints", ConstraintsConfig)):
         if arguments.get(key):
             ProxyConfig.load(folder / section(**arguments[key]).proxy)
-    if proxy is not None and name.endswith(".Hyperband"):
-        budgets = Budgets(**arguments)
+    if proxy is not None and hasattr(validator.tuner, "smallest"):
+        budgets = validator.tuner(**arguments)
         try:
             proxy.with_epochs(budgets.smallest)
         except ConfigError as error:
             raise ConfigError(
-                f"R {budgets.R} and eta {budgets.eta} give candidates {budgets.smallest} epochs at first: {error}; "
-                "change R in classArgs, or the proxy's score or criterion"
+                f"{budgets} give candidates {budgets.smallest} epochs at first: {error}; "
+                "change them in classArgs, or the proxy's score or criterion"
             ) from None
 
 

@@ -14,7 +14,14 @@ from nni_cssnas.tuners.hyperband import Budgets
 from nni_cssnas.tuners.hyperopt import Hyperopt
 from nni_cssnas.tuners.tpe import Tpe
 
-__all__ = ["VALIDATORS", "CurvefittingValidator", "HyperbandValidator", "HyperoptValidator", "TpeValidator"]
+__all__ = [
+    "VALIDATORS",
+    "BohbValidator",
+    "CurvefittingValidator",
+    "HyperbandValidator",
+    "HyperoptValidator",
+    "TpeValidator",
+]
 
 
 class _Validator(ClassArgsValidator):  # type: ignore[misc]
@@ -47,6 +54,17 @@ class HyperbandValidator(_Validator):
     tuner = Budgets
 
 
+class BohbValidator(_Validator):
+    """For :class:`~nni_cssnas.tuners.bohb.Bohb`, and whether what it needs is installed."""
+
+    def validate_class_args(self, **arguments: Any) -> None:
+        """Make a tuner of them. Raises ConfigError if they are wrong, or an extra is missing."""
+        from nni_cssnas.tuners.bohb import Budgets as BohbBudgets  # statsmodels: only for who asks for it
+
+        self.tuner = BohbBudgets
+        super().validate_class_args(**arguments)
+
+
 class CurvefittingValidator(_Validator):
     """For :class:`~nni_cssnas.tuners.curvefitting.Curvefitting`."""
 
@@ -57,6 +75,7 @@ VALIDATORS: dict[str, type[_Validator]] = {
     "nni_cssnas.tuners.tpe.Tpe": TpeValidator,
     "nni_cssnas.tuners.hyperopt.Hyperopt": HyperoptValidator,
     "nni_cssnas.tuners.hyperband.Hyperband": HyperbandValidator,
+    "nni_cssnas.tuners.bohb.Bohb": BohbValidator,
     "nni_cssnas.tuners.curvefitting.Curvefitting": CurvefittingValidator,
 }
 """By the tuner's ``className``."""

@@ -1,4 +1,4 @@
-"""NNI's assessors see the criterion after every epoch, and Hyperband's budget is the number of epochs."""
+"""NNI's assessors see the criterion after every epoch, and the budget of Hyperband and BOHB is the number of epochs."""
 
 from __future__ import annotations
 
@@ -112,17 +112,17 @@ def test_curvefitting_ends_what_will_not_reach_the_best(home: Path, tmp_path: Pa
     assert "Traceback" not in dispatcher
 
 
-def test_hyperbands_budget_is_the_number_of_epochs(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("hyperband.Hyperband", {"R": 6, "eta": 3, "exec_mode": "serial", "seed": 0}),
+        ("bohb.Bohb", {"min_budget": 2, "max_budget": 6, "eta": 3, "seed": 0}),
+    ],
+)
+def test_the_budget_is_the_number_of_epochs(name: str, arguments: dict[str, Any], home: Path, tmp_path: Path) -> None:
     proxy = PROXY | {"contrastive": {"criterion": "drop", "batch_size": 32}}
-    settings = {
-        "maxTrialNumber": 8,
-        "advisor": {
-            "className": "nni_cssnas.tuners.hyperband.Hyperband",
-            "codeDirectory": ".",
-            "classArgs": {"R": 6, "eta": 3, "exec_mode": "serial", "seed": 0},
-        },
-    }
-    trials, _, folder = run(home, tmp_path, proxy, settings, 18480)
+    advisor = {"className": f"nni_cssnas.tuners.{name}", "codeDirectory": ".", "classArgs": arguments}
+    trials, _, folder = run(home, tmp_path, proxy, {"maxTrialNumber": 6, "advisor": advisor}, 18480)
     records = {record.trial: record for record in read_records(folder)}
     budgets = []
     for trial in trials:
@@ -132,7 +132,7 @@ def test_hyperbands_budget_is_the_number_of_epochs(home: Path, tmp_path: Path) -
         assert record.parameters == parameters
         assert record.finished
         assert len(record.epoch_losses) == budgets[-1]
-    assert budgets[:4] == [2, 2, 2, 6]
+    assert budgets == [2, 2, 2, 6, 6, 6]
     best = max(trials[:3], key=lambda trial: records[trial["trialJobId"]].score)
     assert records[trials[3]["trialJobId"]].parameters == records[best["trialJobId"]].parameters
     # The same architecture has the same weights, whatever its budget.

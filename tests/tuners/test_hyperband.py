@@ -1,78 +1,47 @@
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import nni
 import pytest
-from nni.runtime import msg_dispatcher_base
+from nni.runtime.tuner_command_channel import CommandType
 
 from nni_cssnas.errors import ConfigError
+from nni_cssnas.tuners import rounds
 from nni_cssnas.tuners.hyperband import Hyperband
 
 CHOICES = {f"c{i}": {"_type": "choice", "_value": list(range(5))} for i in range(4)}
-
-
-@pytest.fixture(autouse=True)
-def _no_manager(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The address with which NNI's own tests keep an advisor from looking for its manager.
-    variables = msg_dispatcher_base.dispatcher_env_vars._replace(NNI_TUNER_COMMAND_CHANNEL="ws://_unittest_hyperband_")
-    monkeypatch.setattr(msg_dispatcher_base, "dispatcher_env_vars", variables)
-
-
-class Manager:
-    """NNI's side: runs one trial after the other."""
-
-    def __init__(self, **arguments: Any) -> None:
-        self.advisor = Hyperband(**arguments)
-        self.waiting: list[dict[str, Any]] = []
-        self.advisor.send = lambda command, data: self.waiting.append(json.loads(data)) if data else None
-        self.advisor.handle_initialize(CHOICES)
-        self.done: list[tuple[dict[str, Any], Any]] = []
-
-    def run(self, number: int, score: Any) -> None:
-        for index in range(number):
-            self.advisor.handle_request_trial_jobs(1)
-            job = self.waiting.pop(0)
-            value = score(job["parameters"])
-            self.done.append((dict(job["parameters"]), value))
-            metric = {"parameter_id": job["parameter_id"], "trial_job_id": str(index), "sequence": 0}
-            if value is not None:
-                self.advisor.handle_report_metric_data(metric | {"type": "PERIODICAL", "value": nni.dump(0.0)})
-                self.advisor.handle_report_metric_data(metric | {"type": "FINAL", "value": nni.dump(value)})
-            event = "FAILED" if value is None else "SUCCEEDED"
-            self.advisor.handle_trial_end({"trial_job_id": str(index), "event": event, "hyper_params": nni.dump(job)})
 
 
 def total(parameters: dict[str, Any]) -> float:
     return float(sum(parameters[f"c{i}"] for i in range(4)))
 
 
-def test_the_best_go_on_with_more_epochs() -> None:
-    manager = Manager(R=18, eta=3, exec_mode="serial", seed=0)
-    manager.run(13, lambda parameters: {"default": total(parameters), "loss": 1.0})
-    budgets = [parameters["TRIAL_BUDGET"] for parameters, _ in manager.done]
+def test_the_best_go_on_with_more_epochs(manager: Any) -> None:
+    played = manager(Hyperband(R=18, eta=3, exec_mode="serial", seed=0), CHOICES)
+    played.run(13, lambda parameters: {"default": total(parameters), "loss": 1.0})
+    budgets = [parameters["TRIAL_BUDGET"] for parameters, _ in played.done]
     assert budgets == [2] * 9 + [6] * 3 + [18]
-    rounds = [[total(item) for item, _ in part] for part in (manager.done[:9], manager.done[9:12], manager.done[12:])]
+    rounds = [[total(item) for item, _ in part] for part in (played.done[:9], played.done[9:12], played.done[12:])]
     assert sorted(rounds[1]) == sorted(rounds[0])[-3:]
     assert rounds[2] == [max(rounds[1])]
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), {"loss": 1.0}])
-def test_accidents_are_the_worst_of_their_round(bad: Any) -> None:
-    manager = Manager(R=18, eta=3, exec_mode="serial", seed=0)
+def test_accidents_are_the_worst_of_their_round(bad: Any, manager: Any) -> None:
+    played = manager(Hyperband(R=18, eta=3, exec_mode="serial", seed=0), CHOICES)
     calls = iter(range(100))
     # All but two of the first round fail: the next round still has three.
-    manager.run(13, lambda parameters: total(parameters) if next(calls) in (4, 7, 9, 10, 11, 12) else bad)
-    assert [parameters["TRIAL_BUDGET"] for parameters, _ in manager.done] == [2] * 9 + [6] * 3 + [18]
-    chosen = [total(parameters) for parameters, _ in manager.done[9:12]]
-    assert {total(manager.done[4][0]), total(manager.done[7][0])} <= set(chosen)
+    played.run(13, lambda parameters: total(parameters) if next(calls) in (4, 7, 9, 10, 11, 12) else bad)
+    assert [parameters["TRIAL_BUDGET"] for parameters, _ in played.done] == [2] * 9 + [6] * 3 + [18]
+    chosen = [total(parameters) for parameters, _ in played.done[9:12]]
+    assert {total(played.done[4][0]), total(played.done[7][0])} <= set(chosen)
 
 
-def test_the_seed_and_trials_of_another_session() -> None:
-    first, again, other = Manager(seed=1), Manager(seed=1), Manager(seed=2)
-    for manager in (first, again, other):
-        manager.run(9, total)
+def test_the_seed_and_trials_of_another_session(manager: Any) -> None:
+    first, again, other = (manager(Hyperband(seed=seed), CHOICES) for seed in (1, 1, 2))
+    for played in (first, again, other):
+        played.run(9, total)
     assert first.done == again.done
     assert first.done != other.done
     first.advisor.handle_report_metric_data(
@@ -95,3 +64,31 @@ def test_the_seed_and_trials_of_another_session() -> None:
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Hyperband(**arguments)
+
+
+def test_after_a_resume_no_candidate_has_the_id_of_an_old_one(manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = manager(Hyperband(R=18, exec_mode="serial", seed=0), CHOICES)
+    old = [before.next_job() for _ in range(3)]
+    monkeypatch.setattr(rounds, "dispatcher_env_vars", rounds.dispatcher_env_vars._replace(NNI_MODE="resume"))
+    after = manager(Hyperband(R=18, exec_mode="serial", seed=0), CHOICES)
+    after.advisor.handle_import_data([])
+    after.advisor.handle_add_customized_trial(old)  # NNI runs them again
+    new = [after.next_job() for _ in range(9)]
+    assert not {job["parameter_id"] for job in new} & {job["parameter_id"] for job in old}
+    for job in old:
+        after.end(job, 100.0)
+    assert not after.waiting  # none of this session's round has ended
+    for job in new:
+        after.end(job, total(job["parameters"]))
+    assert {after.next_job()["parameters"]["TRIAL_BUDGET"] for _ in range(3)} == {6}
+
+
+def test_messages_are_handled_in_their_order(manager: Any) -> None:
+    advisor = Hyperband()
+    for command, data in ((CommandType.ReportMetricData, {"type": "FINAL"}), (CommandType.TrialEnd, {})):
+        advisor.enqueue_command(command, data)
+    assert advisor.assessor_command_queue.empty()
+    assert [advisor.default_command_queue.get()[0] for _ in range(2)] == [
+        CommandType.ReportMetricData,
+        CommandType.TrialEnd,
+    ]
