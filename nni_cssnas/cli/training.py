@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,6 +76,8 @@ def retrain(
     force: Force = False,
 ) -> None:
     """Train an architecture with labels, as DARTS and the paper do; stopped, the same command goes on."""
+    # Under DDP Lightning starts this command once for each device; one of them speaks.
+    console.quiet = os.environ.get("LOCAL_RANK", "0") != "0"
     architecture = _architecture(genotype, space, arguments, sample)
     values = {
         "epochs": epochs,

@@ -5,6 +5,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -250,3 +252,16 @@ def test_the_command_on_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(numbers(tmp_path / "streamed")) == 2
     with pytest.raises(ConfigError, match=r"--unlabelled is 'photos', which only --pretrain contrastive uses"):
         CliRunner().invoke(app, [*command[:7], "other", "--unlabelled", "photos"], catch_exceptions=False)
+
+
+@pytest.mark.slow
+def test_two_devices_share_the_work(npz: Path, tmp_path: Path) -> None:
+    shape = ["--cells", "3", "--channels", "2", "--size", "16", "--batch-size", "16", "--epochs", "2"]
+    options = ["--set", "auxiliary_weight=0", "--devices", "2", "--device", "cpu", "-o", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "nni_cssnas.cli", "retrain", "DARTS_V2", "-d", str(npz), *shape, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("summary.json") == 1  # one of them speaks
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["environment"]["devices"] == 2
+    assert len(numbers(tmp_path / "run")) == 2
