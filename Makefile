@@ -9,7 +9,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/nni-cssnas run experiments/quickstart/experiment.yml
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
