@@ -93,7 +93,8 @@ def test_the_projects_own_space_from_a_clone(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.slow
 def test_constraints_of_a_space_are_the_tuners_to_check(here: Path) -> None:
-    call("experiment", "--space", "nni.nas.hub.pytorch:NasBench101", "--size", "32")
+    small = "{stem_out_channels: 8, num_modules_per_stack: 1}"
+    call("experiment", "--space", "nni.nas.hub.pytorch:NasBench101", "--size", "32", "--arguments", small)
     tuner = yaml.safe_load((here / "experiment" / "experiment.yml").read_text())["tuner"]
     assert tuner["classArgs"] == {"seed": 0, "constraints": {}}
 
