@@ -36,7 +36,7 @@ from nni_cssnas.retrain.module import Classifier, class_weights
 from nni_cssnas.retrain.records import Records, newest_checkpoint
 from nni_cssnas.retrain.weights import NetworkShape, Weights
 from nni_cssnas.scores.cost import multiply_adds
-from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
+from nni_cssnas.scores.device import bears_channels_last, derive_seed, resolve_device, seeded
 from nni_cssnas.spaces.architecture import Architecture
 from nni_cssnas.spaces.backbone import inspect
 from nni_cssnas.spaces.network import CellNetwork
@@ -371,6 +371,8 @@ def make_module(
         _, unexpected = network.load_state_dict(pretrained.state, strict=False)
         if unexpected:
             raise CheckpointError(f"the pre-trained weights do not fit the network: {unexpected[0]} is none of it")
+    if config.channels_last and not bears_channels_last(network, resolve_device(config.device)):
+        config = config.model_copy(update={"channels_last": False})
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     mean, std = normalisation(config, data)

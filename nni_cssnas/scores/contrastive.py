@@ -22,7 +22,7 @@ from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.errors import ConfigError, DivergenceError, SpaceError
 from nni_cssnas.images.pool import Pool, StreamedImages
 from nni_cssnas.images.views import Views
-from nni_cssnas.scores.device import seeded
+from nni_cssnas.scores.device import bears_channels_last, seeded
 from nni_cssnas.scores.losses import PretextInvariantLoss, nt_xent
 
 # lightly is imported where it is used: it takes seconds, which a trial of an untrained score does not have.
@@ -193,6 +193,8 @@ def train_contrastive(
     generator = torch.Generator(device).manual_seed(data_seed)
     order = torch.randperm(len(pool), generator=generator, device=device)
     train, held_out = order[num_held_out:], order[: min(num_held_out, MAX_HELD_OUT)]
+    if config.channels_last and not bears_channels_last(backbone, device):
+        config = config.model_copy(update={"channels_last": False})
     memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
     with seeded(seed):
         backbone = backbone.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from nni_cssnas.errors import DeviceError
 
-__all__ = ["derive_seed", "resolve_device", "seeded"]
+__all__ = ["bears_channels_last", "derive_seed", "resolve_device", "seeded"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -29,6 +30,22 @@ def resolve_device(name: str) -> torch.device:
             "set device: cpu (or auto), or install a CUDA build of torch and the driver"
         )
     return torch.device(name)
+
+
+def bears_channels_last(network: nn.Module, device: torch.device) -> bool:
+    """Whether training ``network`` on ``device`` with channels_last does not damage the process's memory.
+
+    oneDNN, with which torch computes convolutions on the CPU, writes beyond its workspace when it derives by the weights
+    of a strided 1 x 1 convolution of fewer than 16 channels (8 without AVX-512) in channels_last:
+    https://github.com/uxlfoundation/oneDNN/issues/6035, in torch 2.14 and before.
+    """
+    return device.type != "cpu" or not any(
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels // module.groups < 16
+        for module in network.modules()
+    )
 
 
 def derive_seed(seed: int, content: str) -> int:

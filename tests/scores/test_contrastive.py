@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 import shutil
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -151,6 +153,24 @@ def test_half_precision_and_channels_last_take_the_same_path(amp: str) -> None:
         backbone(), images(), config(lr=0.01, amp=amp, channels_last=True), views=noisy_views, seed=0
     )
     assert half.loss == pytest.approx(plain.loss, rel=0.02)
+
+
+def test_narrow_strided_convolutions_do_not_damage_memory_in_channels_last() -> None:
+    # oneDNN issue 6035; the damage ends the process, so this one is not it
+    script = """
+import torch
+from torch import nn
+from nni_cssnas.config import ContrastiveConfig
+from nni_cssnas.scores.contrastive import train_contrastive
+net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 1, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+config = ContrastiveConfig(batch_size=24, steps=200, epochs=1, lr=1e-4, projection_hidden=8, projection_dim=4, channels_last=True)
+images = torch.randint(0, 256, (128, 3, 18, 18), dtype=torch.uint8)
+views = lambda batch, generator: tuple(
+    batch / 255 + torch.randn(batch.shape, generator=generator) for _ in range(2)
+)
+train_contrastive(net, images, config, views=views, seed=0)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
 
 
 @pytest.mark.slow
