@@ -79,9 +79,13 @@ def explore(
                 tuner.trial_end(number, False)
             number += 1
 
+    start = []
     for item in spread(Screener.screen, drawn()):
-        tuner.import_data([{"parameter": item.parameters, "value": item.score}])
+        start.append({"parameter": item.parameters, "value": item.score})
         yield item
+    if not num_guided:
+        return
+    tuner.import_data(start)
     for item in spread(Screener.screen, proposed()):
         number = numbers.pop(_key(item.parameters))
         tuner.receive_trial_result(number, item.parameters, item.score)

@@ -155,7 +155,7 @@ def _title(about: Mapping[str, Any]) -> str:
 def _write_onnx(network: nn.Module, path: Path, size: int, about: Mapping[str, Any]) -> None:
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if importlib.util.find_spec(package) is None:
-            raise ExportError(f"format onnx needs {package}: pip install 'nni-cssnas[onnx]'")
+            raise ExportError(f"format onnx needs {package}: pip install onnx onnxruntime onnxscript")
     import onnx
 
     with warnings.catch_warnings(), _quiet():

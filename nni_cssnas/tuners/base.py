@@ -213,7 +213,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
                 if self._take_over(params, score):
                     self._journal.imported(deformat_parameters(params, self.space), score)
                     taken += 1
-            _logger.info("took over %d finished trials from NNI", taken)
+            _logger.info("took over %d finished trials", taken)
 
     # ---- proposals --------------------------------------------------------------------------------
 

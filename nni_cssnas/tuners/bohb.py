@@ -18,7 +18,7 @@ try:
     from nni.algorithms.hpo.bohb_advisor import bohb_advisor
 except ImportError as error:
     raise ConfigError(
-        f"BOHB needs ConfigSpace and statsmodels ({error}): pip install 'nni-cssnas[bohb]', "
+        f"BOHB needs ConfigSpace and statsmodels ({error}): pip install 'ConfigSpace>=1.2,<2' statsmodels, "
         "or use nni_cssnas.tuners.hyperband.Hyperband"
     ) from None
 

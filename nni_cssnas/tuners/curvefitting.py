@@ -62,7 +62,7 @@ class Curvefitting(CurvefittingAssessor):  # type: ignore[misc]
     start_step
         Results that a trial may report before it is judged.
     threshold
-        A trial is stopped that is not expected to reach so much of the best finished one.
+        A trial is stopped that is not expected to reach so much of the best finished one; below 0 as far away from it.
     gap
         Results from one judgement to the next.
 
@@ -99,7 +99,7 @@ class Curvefitting(CurvefittingAssessor):  # type: ignore[misc]
             expected = _Curves(self.target_pos).predict(history)
         _logger.info("trial %s is expected to reach %s; the best reached %s", trial_job_id, expected, self._best)
         # None: the curves disagree.
-        bad = expected is not None and expected <= self._best * self.threshold
+        bad = expected is not None and expected <= self._best - (1 - self.threshold) * abs(self._best)
         return AssessResult.Bad if bad else AssessResult.Good
 
     def trial_end(self, trial_job_id: str, success: bool) -> None:

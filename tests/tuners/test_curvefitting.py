@@ -67,6 +67,14 @@ def test_gap_is_the_distance_of_judgements(monkeypatch: pytest.MonkeyPatch) -> N
     assert judged == [6, 10, 14, 18]
 
 
+@pytest.mark.parametrize(("expected", "bad"), [(-1.2, False), (-1.21, True), (-0.9, False)])
+def test_the_threshold_of_a_negative_best(expected: float, bad: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Curves, "predict", lambda self, history: expected + 1e-9)
+    assessor = Curvefitting(epoch_num=4, start_step=2, threshold=0.8)
+    play(assessor, "first", [-3.0, -2.0, -1.5, -1.0])
+    assert (play(assessor, "second", [-3.0, -2.5]) is not None) == bad
+
+
 @pytest.mark.parametrize("results", [GOOD[0][:16], GOOD[1][:8], BAD[0][:9], BAD[1][:9]])
 def test_the_forecast_is_nnis(results: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     forecasts = []
