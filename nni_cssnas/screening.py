@@ -27,6 +27,7 @@ from nni_cssnas.scores.device import derive_seed, resolve_device
 from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.encoding import decode, random_parameters, search_space
 from nni_cssnas.spaces.factory import make_space
+from nni_cssnas.workers import end_with_parent
 
 __all__ = ["FINAL", "Feasibility", "Screened", "Screener", "Spread"]
 
@@ -211,6 +212,7 @@ _worker: Screener | None = None
 
 def _start_worker(config: ProxyConfig, threads: int) -> None:
     global _worker
+    end_with_parent()
     # Ctrl-C is the main process's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _worker = Screener(config.model_copy(update={"threads": threads}))

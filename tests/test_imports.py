@@ -22,12 +22,13 @@ ALLOWED = {
     "spaces": {"config", "genotype", "modules", "spaces"},
     "results": {"genotype", "results"},
     "export": {"export", "modules", "spaces"},
-    "retrain": {"config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces"},
+    "retrain": {"config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces", "workers"},
     "tuners": {"config", "screening", "tuners"},
-    "screening": {"config", "genotype", "proxy", "scores", "spaces"},
+    "screening": {"config", "genotype", "proxy", "scores", "spaces", "workers"},
     "search": {"scores", "screening", "tuners"},
     "proxy": {"config", "images", "scores", "spaces", "results"},
     "pairing": set(),
+    "workers": set(),
     "launch": {"tuners"},
 }
 WITHOUT_NNI = ("errors", "config", "genotype", "modules", "images", "scores")

@@ -31,6 +31,7 @@ from nni_cssnas.retrain.run import ELSEWHERE, retrain
 from nni_cssnas.scores.cost import num_parameters
 from nni_cssnas.spaces import CellNetwork, CellSpace, decode, make_space, random_parameters
 from nni_cssnas.spaces.architecture import Architecture
+from nni_cssnas.workers import end_with_parent
 
 __all__ = [
     "Contestant",
@@ -287,7 +288,7 @@ def compare(
         for one, seed in jobs:
             yield _train(one, config, data, out, seed, None)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
         waiting = [pool.submit(_train, one, config, data, out, seed, threads) for one, seed in jobs]
         try:
             for done in as_completed(waiting):
