@@ -70,7 +70,8 @@ class Experiment:
         status = self.get("check-status")
         trials = self.get("trial-jobs")
         states = [trial["status"] for trial in trials]
-        scores = [score for trial in trials for score in [_final(trial)] if score is not None]
+        # Not the trials' finalMetricData: NNI withholds it where a trial was killed after it had reported.
+        scores = [_score(metric) for metric in self.get("metric-data?type=FINAL")]
         return Progress(
             status=status["status"],
             succeeded=states.count("SUCCEEDED"),
@@ -78,7 +79,7 @@ class Experiment:
             # NNI 3.0 calls whatever a signal has ended cancelled by the user, early stopping too.
             stopped=sum(state in ("EARLY_STOPPED", "USER_CANCELED") for state in states),
             running=sum(state in ("RUNNING", "WAITING", "UNKNOWN") for state in states),
-            best=max(scores, default=None),
+            best=max((score for score in scores if score is not None), default=None),
             errors=tuple(map(str, status.get("errors", []))),
         )
 
@@ -202,11 +203,11 @@ def _nnictl() -> str:
     return str(path) if path.exists() else "nnictl"
 
 
-def _final(trial: Mapping[str, Any]) -> float | None:
+def _score(metric: Mapping[str, Any]) -> float | None:
     import json
 
     try:
-        data = json.loads(trial["finalMetricData"][-1]["data"])
+        data = json.loads(metric["data"])
         return finite_score(json.loads(data) if isinstance(data, str) else data)
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         return None
