@@ -164,7 +164,8 @@ def test_kill_nine(victim: Victim, tmp_path: Path) -> None:
     # The best is the best that was reported, also where a trial was killed between reporting and its end; one that the
     # manager stored and was killed before it told the tuner may be better.
     best = victim.experiment.progress().best
-    assert best is not None and best >= max(scores.values()) - 1e-9
+    assert best is not None
+    assert best >= max(scores.values()) - 1e-9
     assert any(best == pytest.approx(score, abs=1e-9) for score in evaluated.values())
     dispatcher = (victim.folder / "log" / "dispatcher.log").read_text()
     # The websocket of a tuner whose manager was killed has a traceback of its own.
