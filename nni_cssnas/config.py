@@ -94,13 +94,15 @@ class CellSpaceConfig(Section):
     """Arguments of :class:`nni_cssnas.spaces.CellSpace`.
 
     ``num_classes: 0`` gives pooled features instead of logits. ``output_nodes: last4`` concatenates
-    the last four nodes as the reference implementation does; ``all`` all of them.
+    the last four nodes as the reference implementation does; ``all`` all of them. ``params`` gives every architecture
+    the width with which it comes nearest to so many parameters, in place of ``channels``.
     """
 
     encoding: Literal["two-input", "edge"] = "two-input"
     num_nodes: Literal[4, 5] = 5
     num_cells: int = Field(8, ge=3)
     channels: int = Field(16, ge=1)
+    params: int | None = Field(None, ge=1)
     stem: Literal["cifar", "imagenet"] = "cifar"
     num_classes: int = Field(0, ge=0)
     output_nodes: Literal["all", "last4"] = "all"

@@ -242,6 +242,9 @@ def compare(
         list[str] | None, typer.Option("--baseline", help="Published cells; default: DARTS_V2. May be repeated.")
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each.")] = 2,
+    params: Annotated[
+        int | None, typer.Option(min=1, help="Parameters of all; default: those of the first found with --channels.")
+    ] = None,
     tolerance: Annotated[float, typer.Option(min=0.001, help="Largest relative difference in parameters.")] = 0.15,
     space: Annotated[
         str | None, typer.Option("--space", help="Take the arguments as samples of this NNI model space.")
@@ -300,7 +303,14 @@ def compare(
     names = ["DARTS_V2"] if baselines is None else baselines
     with console.status("fitting the widths"):
         who = comparison.contestants(
-            named, config, len(images.classes), num_random=random, baselines=names, tolerance=tolerance, seed=draw
+            named,
+            config,
+            len(images.classes),
+            num_random=random,
+            baselines=names,
+            tolerance=tolerance,
+            seed=draw,
+            params=params,
         )
     comparison.check_folder(who, config, images, output)
     table = Table(title=f"{len(who)} architectures, {seeds} trainings each", title_justify="left")

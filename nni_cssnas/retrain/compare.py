@@ -31,6 +31,7 @@ from nni_cssnas.retrain.run import ELSEWHERE, retrain
 from nni_cssnas.scores.cost import num_parameters
 from nni_cssnas.spaces import CellNetwork, CellSpace, decode, make_space, random_parameters
 from nni_cssnas.spaces.architecture import Architecture
+from nni_cssnas.spaces.width import genotype_width
 from nni_cssnas.workers import end_with_parent
 
 __all__ = [
@@ -96,11 +97,12 @@ def contestants(
     baselines: Sequence[str] = ("DARTS_V2",),
     tolerance: float = 0.15,
     seed: int = 0,
+    params: int | None = None,
 ) -> list[Contestant]:
-    """Who takes part, all with the parameters of the first one found, within ``tolerance``.
+    """Who takes part, all of one size, within ``tolerance``.
 
-    Networks of cells get the width that comes nearest; the first one found has the recipe's. Architectures of another space
-    have the width that they have: random ones of another size are drawn again, and there are no baselines.
+    Networks of cells get the width that comes nearest. Architectures of another space have the width that they have:
+    random ones of another size are drawn again, and there are no baselines.
 
     Parameters
     ----------
@@ -118,6 +120,8 @@ def contestants(
         Largest relative difference of the numbers of parameters.
     seed
         Of the random draw.
+    params
+        The size, classifier included; by default that of the first one found with the recipe's width.
 
     Raises
     ------
@@ -130,14 +134,14 @@ def contestants(
         raise ConfigError("compare needs at least one architecture that was found")
     size = _Size(config, num_classes)
     first = next(iter(found.values()))
-    target = size.params(first, config.channels)
+    target = size.params(first) if params is None else params
     result = []
     for name, architecture in found.items():
         fitted = size.fit(architecture, target, tolerance)
         if fitted is None:
             raise ConfigError(
-                f"{name} cannot have the {target} parameters of {next(iter(found))} within {tolerance:.0%}; "
-                "use a larger --channels or --tolerance"
+                f"{name} cannot have {target} parameters within {tolerance:.0%}; "
+                "use a larger --channels, --params or --tolerance"
             )
         result.append(Contestant(name, FOUND, architecture, *fitted))
     known = {json.dumps(architecture.to_dict(), sort_keys=True) for architecture in found.values()}
@@ -171,14 +175,15 @@ class _Size:
         self.config = config
         self.num_classes = num_classes
 
-    def params(self, architecture: Architecture, channels: int) -> int:
+    def params(self, architecture: Architecture) -> int:
+        """With the recipe's width."""
         config = self.config
         with torch.random.fork_rng():
             network = architecture.build(
                 self.num_classes,
                 size=config.size,
                 num_cells=config.num_cells,
-                channels=channels,
+                channels=config.channels,
                 stem=config.stem,
             )
         # A network that looks at nothing is no contestant, whatever its size.
@@ -186,18 +191,13 @@ class _Size:
 
     def fit(self, architecture: Architecture, target: int, tolerance: float) -> tuple[int, int] | None:
         """The width nearest to ``target`` parameters and their number; None if it is not near enough."""
-        channels = self.config.channels
-        params = self.params(architecture, channels)
-        if architecture.genotype is not None and params:
-            tried = {channels: params}
-            for _ in range(3):  # parameters grow about with the square of the width
-                nearest = min(tried, key=lambda width: abs(tried[width] - target))
-                guess = max(1, round(nearest * math.sqrt(target / tried[nearest])))
-                for width in (guess - 1, guess, guess + 1):
-                    if width > 0 and width not in tried:
-                        tried[width] = self.params(architecture, width)
-            channels = min(tried, key=lambda width: abs(tried[width] - target))
-            params = tried[channels]
+        config = self.config
+        if architecture.genotype is None:
+            channels, params = config.channels, self.params(architecture)
+        else:
+            channels, params = genotype_width(
+                architecture.genotype, target, config.num_cells, stem=config.stem, num_classes=self.num_classes
+            )
         return (channels, params) if abs(params - target) <= tolerance * target else None
 
 

@@ -24,6 +24,7 @@ from nni_cssnas.errors import GenotypeError, SpaceError, nearest
 from nni_cssnas.genotype import OPERATIONS, Cell, Edge, Genotype
 from nni_cssnas.spaces.network import CellNetwork
 from nni_cssnas.spaces.primitives import ModelSpace, choice, ensure_frozen
+from nni_cssnas.spaces.width import genotype_width
 
 __all__ = ["CellSpace"]
 
@@ -46,6 +47,9 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
         The cell's output: ``all`` nodes concatenated, or the ``last4``.
     operations
         Candidates; by default all eight, without ``none`` in ``two-input``.
+    params
+        Search among networks of one size: each gets the width with which it comes nearest to so many parameters
+        (classifier and auxiliary head not counted), and ``channels`` means nothing.
 
     Raises
     ------
@@ -72,6 +76,7 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
         operations: Sequence[str] | None = None,
         drop_path: float = 0.0,
         auxiliary: bool = False,
+        params: int | None = None,
     ) -> None:
         super().__init__()
         self.config = CellSpaceConfig(
@@ -85,6 +90,7 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
             operations=None if operations is None else tuple(operations),
             drop_path=drop_path,
             auxiliary=auxiliary,
+            params=params,
         )
         # Inside NNI's model_context this is the architecture to build; outside, the default one.
         sample = {
@@ -167,10 +173,14 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
 
     def _build(self, sample: Mapping[str, Any]) -> CellNetwork:
         config = self.config
+        genotype = self.genotype_of(sample)
+        channels = config.channels
+        if config.params is not None:
+            channels, _ = genotype_width(genotype, config.params, config.num_cells, stem=config.stem)
         return CellNetwork(
-            self.genotype_of(sample),
+            genotype,
             config.num_cells,
-            config.channels,
+            channels,
             stem=config.stem,
             num_classes=config.num_classes,
             drop_path=config.drop_path,
