@@ -1,7 +1,8 @@
-"""Judging many candidates in one process by the untrained score: before trials are spent, or instead of them."""
+"""Judging many candidates in one process: before trials are spent, or instead of them."""
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import signal
 import statistics
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
-from nni_cssnas.errors import ConfigError, SpaceError
+from nni_cssnas.errors import ConfigError, DivergenceError, SpaceError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.proxy import Candidate, Proxy, candidate_seed, references_of
 from nni_cssnas.scores.cost import latency, multiply_adds, num_parameters
@@ -36,6 +37,7 @@ FINAL = {"continuity": 1.0, "effective_macs": 0.5}
 high, some of them by chance; these two are what the score leaves open (chosen on two spaces, README)."""
 
 FINAL_DRAWS = 4
+"""A second look is the mean over so many draws of weights and views."""
 
 LAG = 8
 """Architectures that are taken before the first result is given."""
@@ -46,7 +48,8 @@ Spread = Callable[[Callable[["Screener", Mapping[str, Any]], Any], Iterable[Mapp
 
 @dataclass(frozen=True)
 class Screened:
-    """One candidate: its choices, its untrained score and the score's components; ``genotype`` if it has cells."""
+    """One candidate: its choices, its score and what was measured (nothing where it cannot be run); ``genotype`` if it has
+    cells."""
 
     parameters: dict[str, Any]
     score: float
@@ -55,7 +58,7 @@ class Screened:
 
 
 class Screener:
-    """Scores architectures of a space by ``untrained``, whatever ``score`` the configuration names for trials.
+    """Scores architectures of a space as a trial would.
 
     Parameters
     ----------
@@ -69,17 +72,17 @@ class Screener:
     """
 
     def __init__(self, config: ProxyConfig) -> None:
-        self.config = config.model_copy(update={"score": "untrained"})
+        self.config = config
         self.space = make_space(config.space)
         self.choices = search_space(self.space)
-        self.proxy = Proxy(self.config, references_of(self.space, self.config))
+        self.proxy = Proxy(config, references_of(self.space, config))
         self.proxy.prepare()
         self._final: dict[int, Proxy] = {}
 
     @classmethod
     def of(cls, screen: ScreenConfig) -> Screener:
-        """The screener of a tuner."""
-        return cls(_load_proxy(screen.proxy, "screen"))
+        """The screener of a tuner: by the untrained score, whatever that of the trials is."""
+        return cls(_load_proxy(screen.proxy, "screen").model_copy(update={"score": "untrained"}))
 
     def screen(self, parameters: Mapping[str, Any]) -> Screened:
         """Build and score one architecture; one that its space forbids, or that cannot be run, has the worst score."""
@@ -90,20 +93,38 @@ class Screener:
             model = self.proxy.build(candidate)
             genotype = getattr(model, "genotype", None)
             result = self.proxy.score(model, candidate.seed)
-        except SpaceError:
-            return Screened(chosen, self.proxy.reference_set.worst, {})
+        except (SpaceError, DivergenceError):
+            worst = -math.inf if self.config.score == "contrastive" else self.proxy.reference_set.worst
+            return Screened(chosen, worst, {})
         return Screened(chosen, result.score, result.components, genotype)
 
     def finalist(self, parameters: Mapping[str, Any]) -> dict[str, float]:
-        """:data:`FINAL` components of one architecture, the mean over :data:`FINAL_DRAWS` other weights and views."""
+        """A second look at one architecture, the mean over :data:`FINAL_DRAWS` other weights and views.
+
+        Of the untrained score the :data:`FINAL` components, of one with training the ``score`` again.
+        """
         draws = []
         for number in range(FINAL_DRAWS):
-            if number not in self._final:
-                seed = derive_seed(self.config.seed, f"finalists {number}")
-                self._final[number] = Proxy(self.config.model_copy(update={"seed": seed}), self.proxy.references)
-            model = self.space.freeze(decode(self.space, parameters))
-            draws.append(self._final[number].untrained(model, tuple(FINAL)))
-        return {name: statistics.fmean(draw[name] for draw in draws) for name in FINAL}
+            proxy = self._another(number)
+            build = partial(self.space.freeze, decode(self.space, parameters))
+            if self.config.score == "untrained":
+                draws.append(proxy.untrained(build(), tuple(FINAL)))
+                continue
+            try:
+                draws.append({"score": proxy.judge(Candidate(build, candidate_seed(proxy.config, parameters))).score})
+            except DivergenceError:
+                return {"score": -math.inf}
+        return {name: statistics.fmean(draw[name] for draw in draws) for name in draws[0]}
+
+    def _another(self, number: int) -> Proxy:
+        """The same judge with another seed, and the same references."""
+        if number not in self._final:
+            seed = derive_seed(self.config.seed, f"finalists {number}")
+            proxy = Proxy(self.config.model_copy(update={"seed": seed}), self.proxy.references)
+            if self.config.score == "combined":
+                proxy.reference_set = self.proxy.reference_set
+            self._final[number] = proxy
+        return self._final[number]
 
     def random(self, num: int, seed: int) -> Iterator[dict[str, Any]]:
         """Up to ``num`` different random architectures, as parameters; fewer if the space is small."""
@@ -131,7 +152,8 @@ class Screener:
         if workers == 1:
             yield lambda method, items: _lagged(lambda item: partial(method, self, item), items, LAG)
             return
-        _ = self.proxy.reference_set  # once, not by all of them at a time
+        if self.config.score != "contrastive":
+            _ = self.proxy.reference_set  # once, not by all of them at a time
         threads = max(1, torch.get_num_threads() // workers)
         pool = ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(self.config, threads)
@@ -145,7 +167,8 @@ class Screener:
 
     def default_workers(self, num: int) -> int:
         """One process for each of torch's threads, if ``num`` architectures are worth their start, and on a GPU one."""
-        return torch.get_num_threads() if num >= 32 and self.proxy.device.type == "cpu" else 1
+        enough = 32 if self.config.score == "untrained" else 4
+        return torch.get_num_threads() if num >= enough and self.proxy.device.type == "cpu" else 1
 
 
 class Feasibility:

@@ -1,4 +1,4 @@
-"""A search without trials: random architectures, then TPE that learns from them, all judged by the untrained score.
+"""A search without trials: random architectures, then TPE that learns from them, all judged as trials are.
 
 Life cycle: :func:`explore` gives what it screens, one after the other; :func:`choose` ranks it all, best first. Both
 are what ``nni-cssnas screen`` does, and use every core.
@@ -15,14 +15,15 @@ import numpy as np
 from nni import NoMoreTrialError
 from scipy.stats import rankdata
 
+from nni_cssnas.config import ProxyConfig
 from nni_cssnas.scores.combine import log_ranks
 from nni_cssnas.screening import FINAL, Screened, Screener, Spread
 from nni_cssnas.tuners.tpe import Tpe
 
 __all__ = ["FINALISTS", "choose", "explore"]
 
-FINALISTS = 64
-"""So many of the best are looked at again."""
+FINALISTS = {"untrained": 64, "contrastive": 8, "combined": 8}
+"""So many of the best are looked at again, by the kind of score."""
 
 
 def explore(
@@ -93,26 +94,34 @@ def explore(
         yield item
 
 
-def choose(found: Sequence[Screened], weights: Mapping[str, float], spread: Spread) -> list[Screened]:
+def choose(found: Sequence[Screened], config: ProxyConfig, spread: Spread) -> list[Screened]:
     """Everything that was screened, best first.
 
-    Their scores are ranks among references, better than most of which the best are: so all are ranked among each other by
-    the log-ranks of their components (:func:`~nni_cssnas.scores.combine.log_ranks`). The best :data:`FINALISTS` of these
-    are measured again with other weights and views (:meth:`~nni_cssnas.screening.Screener.finalist`), and ranked among each
-    other by :data:`~nni_cssnas.screening.FINAL` alone.
+    The best :data:`FINALISTS` are measured again with other weights and views
+    (:meth:`~nni_cssnas.screening.Screener.finalist`), and ranked among each other by that alone: the best of many is the best
+    partly by chance.
+
+    Untrained scores are ranks among references, better than most of which the best are: so all are ranked among each other by
+    the log-ranks of their components (:func:`~nni_cssnas.scores.combine.log_ranks`), and the finalists by
+    :data:`~nni_cssnas.screening.FINAL`.
     """
     alive = [item for item in found if item.components]
     if not alive:
         return list(found)
-    scores = log_ranks({name: [item.components[name] for item in alive] for name in weights}, weights)
+    if config.score == "untrained":
+        weights, final = config.untrained.weights, FINAL
+        scores = log_ranks({name: [item.components[name] for item in alive] for name in weights}, weights)
+    else:
+        final = {"score": 1.0}
+        scores = np.array([item.score for item in alive])
     ranked = [alive[index] for index in np.argsort(-scores, kind="stable")]
-    finalists = ranked[:FINALISTS]
-    measured = list(spread(Screener.finalist, (item.parameters for item in finalists)))
+    finalists = ranked[: FINALISTS[config.score]]
+    measured = list(spread(Screener.finalist, [item.parameters for item in finalists]))
     # Plain ranks: their logarithm would ask who is the worst, and all of these are good.
-    ranks = (weight * rankdata([item[name] for item in measured]) for name, weight in FINAL.items())
-    final = np.sum(list(ranks), axis=0)
-    best = [finalists[index] for index in np.argsort(-final, kind="stable")]
-    return [*best, *ranked[FINALISTS:], *(item for item in found if not item.components)]
+    ranks = (weight * rankdata([item[name] for item in measured]) for name, weight in final.items())
+    order = np.sum(list(ranks), axis=0)
+    best = [finalists[index] for index in np.argsort(-order, kind="stable")]
+    return [*best, *ranked[len(finalists) :], *(item for item in found if not item.components)]
 
 
 def _key(parameters: Mapping[str, Any]) -> str:

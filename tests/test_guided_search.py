@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 import pytest
 
 from nni_cssnas.config import ProxyConfig
+from nni_cssnas.evaluator import ProxyEvaluator
+from nni_cssnas.proxy import Candidate, Proxy, candidate_seed
+from nni_cssnas.scores.device import derive_seed
 from nni_cssnas.scores.untrained import measure
 from nni_cssnas.screening import FINAL, FINAL_DRAWS, LAG, Screened, Screener
 from nni_cssnas.search import FINALISTS, choose, explore
@@ -70,13 +74,13 @@ def test_a_short_time_ends_it() -> None:
 
 @pytest.mark.slow
 def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nni_cssnas.search.FINALISTS", 2)
+    monkeypatch.setitem(FINALISTS, "untrained", 2)
     screener = Screener(ProxyConfig(**SETTINGS))
     found = []
     for workers in (1, 2):
         with screener.spread(workers) as spread:
             explored = list(explore(screener, spread, 3, LAG + 2, seed=2))
-            found.append((explored, choose(explored, screener.config.untrained.weights, spread)))
+            found.append((explored, choose(explored, screener.config, spread)))
     assert found[0] == found[1]
     with screener.spread(2) as spread:
         few = spread(Screener.screen, screener.random(20, seed=2))
@@ -86,20 +90,20 @@ def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_best_are_measured_again_and_ranked_by_what_is_left_open() -> None:
     rng = np.random.default_rng(0)
     found = [
-        Screened({"number": index}, 0.0, {"first": float(value), "second": float(rng.random())})
+        Screened({"number": index}, 0.0, {"jacov": float(value), "swap": float(rng.random())})
         for index, value in enumerate(rng.permutation(100))
     ]
     dead = Screened({"number": -1}, -9.0, {})
-    weights = {"first": 1.0, "second": 0.0}
+    config = ProxyConfig(untrained={"weights": {"jacov": 1.0, "swap": 1e-9}})
     again = {index: {name: float(rng.random()) for name in FINAL} for index in range(100)}
 
     def spread(method: Any, items: Any) -> Iterator[Any]:
         assert method is Screener.finalist
         return (again[item["number"]] for item in items)
 
-    ranked = choose([dead, *found], weights, spread)
-    by_first = sorted(found, key=lambda item: -item.components["first"])
-    finalists = by_first[:FINALISTS]
+    ranked = choose([dead, *found], config, spread)
+    by_first = sorted(found, key=lambda item: -item.components["jacov"])
+    finalists = by_first[: FINALISTS["untrained"]]
 
     def better_than(item: Screened, name: str) -> int:
         return sum(
@@ -109,8 +113,8 @@ def test_the_best_are_measured_again_and_ranked_by_what_is_left_open() -> None:
     best = sorted(
         finalists, key=lambda item: -(better_than(item, "continuity") + 0.5 * better_than(item, "effective_macs"))
     )
-    assert ranked == [*best, *by_first[FINALISTS:], dead]
-    assert choose([dead], weights, spread) == [dead]
+    assert ranked == [*best, *by_first[FINALISTS["untrained"] :], dead]
+    assert choose([dead], config, spread) == [dead]
 
 
 def test_a_finalist_is_the_mean_of_other_weights_and_views() -> None:
@@ -129,6 +133,54 @@ def test_a_finalist_is_the_mean_of_other_weights_and_views() -> None:
         assert found[name] == pytest.approx(np.mean([draw[name] for draw in draws]), rel=1e-12)
 
 
+TRAINED: dict[str, Any] = {
+    **SETTINGS,
+    "score": "contrastive",
+    "contrastive": {"epochs": 2, "batch_size": 16, "held_out": 0},
+    "views": {"input_size": 8},
+}
+
+
+def test_by_the_contrastive_score_the_mean_of_other_seeds_ranks_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FINALISTS, "contrastive", 2)
+    screener = Screener(ProxyConfig(**TRAINED))
+    with screener.spread() as spread:
+        found = list(explore(screener, spread, 4, seed=1))
+        ranked = choose(found, screener.config, spread)
+    trial = ProxyEvaluator(ProxyConfig(**TRAINED))
+    for item in found:
+        build = partial(screener.space.freeze, decode(screener.space, item.parameters))
+        assert item.score == trial.run(build, item.parameters, screener.space).score
+    by_score = sorted(found, key=lambda item: -item.score)
+    assert ranked[2:] == by_score[2:]
+    means = {}
+    for item in by_score[:2]:
+        draws = []
+        for number in range(FINAL_DRAWS):
+            config = ProxyConfig(**TRAINED, seed=derive_seed(0, f"finalists {number}"))
+            build = partial(screener.space.freeze, decode(screener.space, item.parameters))
+            draws.append(Proxy(config).judge(Candidate(build, candidate_seed(config, item.parameters))).score)
+        means[key(item.parameters)] = np.mean(draws)
+    assert means[key(ranked[0].parameters)] > means[key(ranked[1].parameters)]
+
+
+def test_a_combined_second_look_ranks_among_the_same_references() -> None:
+    screener = Screener(ProxyConfig(**TRAINED | {"score": "combined"}))
+    (parameters,) = screener.random(1, seed=0)
+    found = screener.finalist(parameters)["score"]
+    assert all(proxy.reference_set is screener.proxy.reference_set for proxy in screener._final.values())
+    assert screener.proxy.reference_set.worst < found <= 0
+
+
+def test_a_training_that_diverges_is_the_worst_and_no_exception() -> None:
+    broken = {**TRAINED, "contrastive": {**TRAINED["contrastive"], "lr": 1e30, "temperature": 0.01}}
+    screener = Screener(ProxyConfig(**broken))
+    (parameters,) = screener.random(1, seed=0)
+    item = screener.screen(parameters)
+    assert (item.score, item.components) == (-np.inf, {})
+    assert screener.finalist(parameters) == {"score": -np.inf}
+
+
 def test_the_command_lists_finalists_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "proxy.yml").write_text(json.dumps(SETTINGS))
@@ -136,7 +188,7 @@ def test_the_command_lists_finalists_first(tmp_path: Path, monkeypatch: pytest.M
 
     from nni_cssnas.cli import app
 
-    monkeypatch.setattr("nni_cssnas.search.FINALISTS", 3)
+    monkeypatch.setitem(FINALISTS, "untrained", 3)
     screened = ["screen", "proxy.yml", "--num", "4", "--guided", "3", "--workers", "1", "-o", "found"]
     done = CliRunner().invoke(app, screened, catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -146,5 +198,5 @@ def test_the_command_lists_finalists_first(tmp_path: Path, monkeypatch: pytest.M
     screener = Screener(ProxyConfig(**SETTINGS))
     with screener.spread() as spread:
         found = list(explore(screener, spread, 4, 3))
-        ranked = choose(found, screener.config.untrained.weights, spread)
+        ranked = choose(found, screener.config, spread)
     assert [float(row.split(",")[1]) for row in rows[1:]] == [item.score for item in ranked]

@@ -68,7 +68,7 @@ def search(args: argparse.Namespace, truth: Mapping[str, float], seed: int, cons
             allowed=lambda parameters: arch_of(parameters) in truth,
         )
         found = list(track(explored, f"seed {seed}", args.random + args.guided, console=console, transient=True))
-        ranked = choose(found, config.untrained.weights, spread)
+        ranked = choose(found, config, spread)
     chosen = arch_of(ranked[0].parameters)
     seconds = time.perf_counter() - start
     better = sum(accuracy > truth[chosen] for accuracy in truth.values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,12 @@ def screen(
     config: Annotated[Path | None, typer.Argument(help="A proxy.yml; the options below replace what it says.")] = None,
     space: Annotated[str | None, typer.Option("--space", help="module:attribute of an NNI model space.")] = None,
     images: Annotated[str | None, typer.Option("--images", help="A folder, an .npz, cifar10 or tiles.")] = None,
+    score: Annotated[
+        str | None, typer.Option("--score", help="untrained (tenths of a second each), contrastive or combined.")
+    ] = None,
+    params: Annotated[
+        int | None, typer.Option("--params", help="Give every network of cells the width with so many parameters.")
+    ] = None,
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many random architectures.")] = 1000,
     guided: Annotated[int, typer.Option("--guided", min=0, help="Then so many that TPE proposes.")] = 0,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after this time.")] = None,
@@ -62,7 +69,7 @@ def screen(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("screened"),
     force: Annotated[bool, typer.Option("--force", help="Replace results that lie there.")] = False,
 ) -> None:
-    """Search by the untrained score without an experiment: random architectures, and those that TPE learns from them."""
+    """Search without an experiment: random architectures, and those that TPE learns from them."""
     from rich.progress import track
 
     from nni_cssnas.config import ProxyConfig
@@ -77,8 +84,13 @@ def screen(
         values["space"] = {"name": space}
     if images is not None:
         values["images"] = {**(values.get("images") or {}), "source": images}  # type: ignore[dict-item]
+    if params is not None:
+        chosen: dict[str, Any] = values.get("space") or {}  # type: ignore[assignment]
+        values["space"] = {**chosen, "arguments": {**chosen.get("arguments", {}), "params": params}}
     if seed is not None:
         values["seed"] = seed
+    if score is not None:
+        values["score"] = score
     settings = ProxyConfig(**values)
     table = output / "screen.csv"
     if table.exists() and not force:
@@ -88,9 +100,10 @@ def screen(
     from nni_cssnas.screening import Screened, Screener
     from nni_cssnas.search import choose, explore
 
-    with console.status("drawing and scoring the reference architectures"):
+    with console.status("reading the images, drawing and scoring the reference architectures"):
         screener = Screener(settings)
-        _ = screener.proxy.reference_set
+        if settings.score != "contrastive":
+            _ = screener.proxy.reference_set
     found: list[Screened] = []
     seconds = None if minutes is None else 60 * minutes
     total = num + guided
@@ -103,8 +116,12 @@ def screen(
             console.print("interrupted; what was screened is kept")
         if not found:
             raise typer.Exit(130)
-        with console.status("looking at the best once more"):
-            ranked = choose(found, settings.untrained.weights, spread)
+
+        def watched(method: Any, items: Any) -> Iterator[Any]:
+            again = spread(method, items)
+            yield from track(again, total=len(items), description="looking at the best once more", console=console)
+
+        ranked = choose(found, settings, watched)
     paths = write_screened(ranked, output, force=force)
     console.print(f"best of {len(ranked)} architectures: score {ranked[0].score:.4f}")
     for path in paths:
