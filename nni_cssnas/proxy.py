@@ -44,6 +44,7 @@ from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
 from nni_cssnas.scores.untrained import measure
 from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.encoding import decode, random_parameters
+from nni_cssnas.spaces.network import CellNetwork
 
 __all__ = ["Candidate", "Proxy", "ProxyResult", "References", "candidate_seed", "references_of"]
 
@@ -85,7 +86,7 @@ class ProxyResult:
         What is maximised.
     components
         Every number measured, by name: those of the untrained network, of the contrastive training,
-        and ``params`` and ``macs``.
+        and ``params``, ``macs`` and, where all networks have one size, the width ``channels``.
     epoch_losses
         Mean training loss of each epoch; empty if nothing was trained.
     """
@@ -202,6 +203,8 @@ class Proxy:
         backbone = Backbone(model, self.size, self.config.space.classifier)
         macs = multiply_adds(backbone, (3, self.size, self.size))
         components = {"params": float(num_parameters(backbone)), "macs": float(macs)}
+        if isinstance(model, CellNetwork) and "params" in self.config.space.arguments:
+            components["channels"] = float(model.channels)  # each architecture has its own
         ranked: dict[str, float] = {}
         losses: tuple[float, ...] = ()
         if kind != "contrastive":

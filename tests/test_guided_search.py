@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -8,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from nni_cssnas.cli import app
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.evaluator import ProxyEvaluator
+from nni_cssnas.genotype import Genotype
 from nni_cssnas.proxy import Candidate, Proxy, candidate_seed
 from nni_cssnas.scores.device import derive_seed
 from nni_cssnas.scores.untrained import measure
 from nni_cssnas.screening import FINAL, FINAL_DRAWS, LAG, Screened, Screener
 from nni_cssnas.search import FINALISTS, choose, explore
-from nni_cssnas.spaces import decode
+from nni_cssnas.spaces import CellNetwork, decode
 from nni_cssnas.spaces.backbone import Backbone
 
 SETTINGS: dict[str, Any] = {
@@ -181,13 +185,23 @@ def test_a_training_that_diverges_is_the_worst_and_no_exception() -> None:
     assert screener.finalist(parameters) == {"score": -np.inf}
 
 
+def test_the_command_searches_at_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "proxy.yml").write_text(json.dumps(TRAINED | {"score": "untrained"}))
+    command = ["screen", "proxy.yml", "--score", "contrastive", "--params", "4000", "--num", "3", "--workers", "1"]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    rows = list(csv.DictReader((tmp_path / "screened" / "screen.csv").open()))
+    genotype = Genotype.parse((tmp_path / "screened" / "genotype.json").read_text())
+    assert all(abs(float(row["params"]) - 4000) < 1000 and "loss" in row for row in rows)
+    assert len({row["channels"] for row in rows}) > 1
+    network = CellNetwork(genotype, 3, int(float(rows[0]["channels"])))
+    assert sum(weight.numel() for weight in network.parameters()) == float(rows[0]["params"])
+
+
 def test_the_command_lists_finalists_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "proxy.yml").write_text(json.dumps(SETTINGS))
-    from typer.testing import CliRunner
-
-    from nni_cssnas.cli import app
-
     monkeypatch.setitem(FINALISTS, "untrained", 3)
     screened = ["screen", "proxy.yml", "--num", "4", "--guided", "3", "--workers", "1", "-o", "found"]
     done = CliRunner().invoke(app, screened, catch_exceptions=False)

@@ -25,7 +25,7 @@ ALLOWED = {
     "retrain": {"config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces", "workers"},
     "tuners": {"config", "screening", "tuners"},
     "screening": {"config", "genotype", "proxy", "scores", "spaces", "workers"},
-    "search": {"scores", "screening", "tuners"},
+    "search": {"config", "scores", "screening", "tuners"},
     "proxy": {"config", "images", "scores", "spaces", "results"},
     "pairing": set(),
     "workers": set(),

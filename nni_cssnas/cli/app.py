@@ -36,7 +36,7 @@ def architecture_of(genotype: str | None) -> str | None:
 
     if (
         genotype is None
-        or not re.fullmatch(r"\w{8}", genotype)
+        or not re.fullmatch("[A-Za-z0-9]{8}", genotype)
         or genotype in NAMED_GENOTYPES
         or Path(genotype).exists()
     ):
@@ -76,7 +76,11 @@ def show_best(folder: Path, *, top: int, output: Path | None, force: bool) -> No
 
     records = read_records(folder)
     ranked = rank(records)
-    names = [name for name in ("loss", "drop", "held_out", "params", "macs", "seconds") if name in ranked[0].components]
+    names = [
+        name
+        for name in ("loss", "drop", "held_out", "params", "channels", "macs", "seconds")
+        if name in ranked[0].components
+    ]
     table = Table(title=f"best of {len(ranked)} finished trials", title_justify="left")
     table.add_column("trial", justify="right")
     table.add_column("score", justify="right")
