@@ -188,15 +188,32 @@ def test_a_training_that_diverges_is_the_worst_and_no_exception() -> None:
 def test_the_command_searches_at_one_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "proxy.yml").write_text(json.dumps(TRAINED | {"score": "untrained"}))
-    command = ["screen", "proxy.yml", "--score", "contrastive", "--params", "4000", "--num", "3", "--workers", "1"]
+    command = [
+        "screen",
+        "proxy.yml",
+        "--score",
+        "contrastive",
+        "--params",
+        "4000",
+        "--num",
+        "3",
+        "--workers",
+        "1",
+        "--top",
+        "2",
+    ]
     done = CliRunner().invoke(app, command, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     rows = list(csv.DictReader((tmp_path / "screened" / "screen.csv").open()))
     genotype = Genotype.parse((tmp_path / "screened" / "genotype.json").read_text())
     assert all(abs(float(row["params"]) - 4000) < 1000 and "loss" in row for row in rows)
     assert len({row["channels"] for row in rows}) > 1
-    network = CellNetwork(genotype, 3, int(float(rows[0]["channels"])))
-    assert sum(weight.numel() for weight in network.parameters()) == float(rows[0]["params"])
+    second = Genotype.parse((tmp_path / "screened" / "genotype-2.json").read_text())
+    for row, cell in zip(rows, (genotype, second), strict=False):
+        network = CellNetwork(cell, 3, int(float(row["channels"])))
+        assert sum(weight.numel() for weight in network.parameters()) == float(row["params"])
+    assert (tmp_path / "screened" / "genotype-2.png").exists()
+    assert not (tmp_path / "screened" / "genotype-3.json").exists()
 
 
 def test_the_command_lists_finalists_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

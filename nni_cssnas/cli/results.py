@@ -66,6 +66,7 @@ def screen(
     minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after this time.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, and of all that is scored.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes (default: one for each core).")] = None,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many of the best to write and draw.")] = 1,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = Path("screened"),
     force: Annotated[bool, typer.Option("--force", help="Replace results that lie there.")] = False,
 ) -> None:
@@ -122,7 +123,7 @@ def screen(
             yield from track(again, total=len(items), description="looking at the best once more", console=console)
 
         ranked = choose(found, settings, watched)
-    paths = write_screened(ranked, output, force=force)
+    paths = write_screened(ranked, output, top=top, force=force)
     console.print(f"best of {len(ranked)} architectures: score {ranked[0].score:.4f}")
     for path in paths:
         console.print(f"  {path}", soft_wrap=True, highlight=False)

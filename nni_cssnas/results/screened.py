@@ -29,15 +29,18 @@ class ScoredArchitecture(Protocol):
     def genotype(self) -> Genotype | None: ...
 
 
-def write_screened(ranked: Sequence[ScoredArchitecture], folder: Path, *, force: bool = False) -> list[Path]:
+def write_screened(
+    ranked: Sequence[ScoredArchitecture], folder: Path, *, top: int = 1, force: bool = False
+) -> list[Path]:
     """Write ``screen.csv``, in the order given, and the first as ``genotype.json`` with pictures, or ``sample.json``.
+
+    The others of the first ``top`` become ``genotype-2.json`` and so on.
 
     Raises
     ------
     ExperimentError
         If one of the files is there and ``force`` is false, or the folder cannot be written.
     """
-    best = ranked[0]
     names = sorted({name for item in ranked for name in item.components})
     choices = sorted({name for item in ranked for name in item.parameters})
     text = io.StringIO()
@@ -46,11 +49,15 @@ def write_screened(ranked: Sequence[ScoredArchitecture], folder: Path, *, force:
     for rank, item in enumerate(ranked, start=1):
         parts = [item.components.get(name, "") for name in names]
         writer.writerow([rank, item.score, *parts, *(item.parameters.get(name, "") for name in choices)])
-    architecture = best.genotype.to_dict() if best.genotype else dict(best.parameters)
-    files = {
-        folder / "screen.csv": text.getvalue(),
-        folder / ("genotype.json" if best.genotype else "sample.json"): json.dumps(architecture, indent=1) + "\n",
-    }
+    files = {folder / "screen.csv": text.getvalue()}
+    pictures: dict[Path, tuple[Genotype, str]] = {}
+    for rank, item in enumerate(ranked[:top], start=1):
+        stem = folder / (("genotype" if item.genotype else "sample") + (f"-{rank}" if rank > 1 else ""))
+        architecture = item.genotype.to_dict() if item.genotype else dict(item.parameters)
+        files[stem.with_suffix(".json")] = json.dumps(architecture, indent=1) + "\n"
+        if item.genotype:
+            place = "Best" if rank == 1 else f"Number {rank}"
+            pictures[stem] = (item.genotype, f"{place} of {len(ranked)} screened: score {item.score:.4f}")
     try:
         for path in files:
             if path.exists() and not force:
@@ -61,9 +68,9 @@ def write_screened(ranked: Sequence[ScoredArchitecture], folder: Path, *, force:
     except OSError as error:
         raise ExperimentError(f"cannot write in {folder}: {error.strerror or error}; name another folder") from None
     paths = list(files)
-    if best.genotype:
+    if pictures:
         from nni_cssnas.results.draw import draw_genotype
 
-        title = f"Best of {len(ranked)} screened: score {best.score:.4f}"
-        paths += draw_genotype(best.genotype, folder / "genotype", title=title)
+        for stem, (genotype, title) in pictures.items():
+            paths += draw_genotype(genotype, stem, title=title)
     return paths
