@@ -311,5 +311,13 @@ NAMED_GENOTYPES: dict[str, Genotype] = {
         "reduce=[('skip_connect', 0), ('max_pool_3x3', 1), ('dil_conv_3x3', 0), ('dil_conv_5x5', 2), ('dil_conv_3x3', 0), "
         "('sep_conv_3x3', 1), ('max_pool_3x3', 1), ('dil_conv_3x3', 2)], reduce_concat=[2, 3, 4, 5])"
     ),
+    # and with 5, of which the last 4 are the output
+    "CNAS_ISIC_s5": Genotype.from_darts(
+        "Genotype(normal=[('avg_pool_3x3', 1), ('max_pool_3x3', 0), ('dil_conv_5x5', 0), ('sep_conv_5x5', 1), "
+        "('dil_conv_3x3', 0), ('avg_pool_3x3', 1), ('dil_conv_5x5', 0), ('dil_conv_5x5', 2), ('avg_pool_3x3', 0), "
+        "('max_pool_3x3', 1)], normal_concat=[3, 4, 5, 6], reduce=[('dil_conv_5x5', 0), ('max_pool_3x3', 1), "
+        "('skip_connect', 0), ('avg_pool_3x3', 1), ('skip_connect', 0), ('dil_conv_5x5', 1), ('sep_conv_5x5', 0), "
+        "('avg_pool_3x3', 1), ('max_pool_3x3', 0), ('dil_conv_5x5', 1)], reduce_concat=[3, 4, 5, 6])"
+    ),
 }
 """Published genotypes by name."""

@@ -44,6 +44,9 @@ def test_reads_what_darts_code_writes() -> None:
 
 def test_named_genotypes_are_those_published() -> None:
     assert NAMED_GENOTYPES["CNAS_ISIC_s4"].reduce.nodes[1] == (Edge("dil_conv_3x3", 0), Edge("dil_conv_5x5", 2))
+    five = NAMED_GENOTYPES["CNAS_ISIC_s5"]
+    assert (len(five.normal.nodes), five.normal.concat, five.reduce.concat) == (5, (3, 4, 5, 6), (3, 4, 5, 6))
+    assert five.normal.nodes[3] == (Edge("dil_conv_5x5", 0), Edge("dil_conv_5x5", 2))
     assert Genotype.parse("DARTS_V2").normal.nodes[3] == (Edge("skip_connect", 0), Edge("dil_conv_3x3", 2))
 
 
