@@ -110,8 +110,10 @@ def resident(key: dict[str, Any], make: Blocks, *, kind: str, size: int, cache_d
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the exclusive lock ``path``; the system lets it go when its holder dies, however it dies.
+
+    ``waiting`` is called once if another process holds it.
 
     Where there are no such locks (Windows, some network drives) nothing is held: files are still
     replaced atomically, only the work may be done twice.
@@ -124,8 +126,14 @@ def locked(path: Path) -> Iterator[None]:
     with _usable():
         file = path.open("a")
     with file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a drive without locks
         yield
 
 
