@@ -64,7 +64,9 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         # NNI puts the first candidate in the place of a choice, without a word.
         for name, value in getattr(self, "trace_kwargs", {"config": config, "record_dir": record_dir}).items():
             if isinstance(value, Mutable):
-                raise ConfigError(f"{name} is the choice {value!r}; choices belong in the model space, so give one value")
+                raise ConfigError(
+                    f"{name} is the choice {value!r}; choices belong in the model space, so give one value"
+                )
         if isinstance(config, ProxyConfig):
             self.config = config
         elif isinstance(config, Mapping):

@@ -338,7 +338,7 @@ class Proxy:
         assert self.references is not None
         wanted = self.config.untrained.references
         candidates = itertools.islice(self.references.draw(self.config.seed), wanted)
-        scores = []
+        scores: list[dict[str, float]] = []
         for candidate in candidates:
             self.on_references(len(scores), wanted)
             scores.append(self._measure_reference(candidate))
