@@ -25,7 +25,7 @@ __all__ = ["CACHE_VARIABLE", "Blocks", "cache_folder", "locked", "resident"]
 
 CACHE_VARIABLE = "NNI_CSSNAS_CACHE"
 # Part of every key: raise it when decoding, resizing or the drawing of subsets changes.
-FORMAT = 1
+FORMAT = 2
 
 Blocks = Callable[[], Iterator[NDArray[np.uint8]]]
 """Makes the images anew, as blocks of shape (n, 3, size, size) with n > 0."""
