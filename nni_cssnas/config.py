@@ -93,6 +93,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def __init__(self, /, **values: Any) -> None:
+        for name in type(self).model_fields:
+            value = values.get(name)
+            for key in value if isinstance(value, Mapping) else ():
+                if not isinstance(key, str):
+                    raise ConfigError(f"{name}: its key {_shown(key)} is not a text; put it in quotes")
         try:
             super().__init__(**values)
         except ValidationError as error:
