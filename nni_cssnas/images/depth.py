@@ -83,6 +83,8 @@ def _find(paths: Sequence[Path]) -> int:
 
 
 def _kept(path: Path) -> int | None:
+    if not path.is_file():  # a pipe would wait for ever
+        return None
     try:
         bits = json.loads(path.read_text(encoding="utf-8"))["bits"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -236,7 +236,7 @@ def _folder(
         )
         return StreamedImages(
             drawn,
-            lambda position: try_one(drawn[position], bits),
+            lambda position: try_one(_unchanged(folder, stamps[int(order[position])]), bits),
             hashlib.sha256(content.encode()).hexdigest(),
             threads(),
         )
@@ -274,6 +274,24 @@ def _folder(
             warnings.warn(f"{folder}: {listed(unreadable)} could not be read, left out", stacklevel=2)
 
     return {"source": "folder", "folder": str(folder.resolve()), "files": stamps}, make
+
+
+def _unchanged(folder: Path, before: tuple[str, int, int]) -> str:
+    """The name of a file that is still the one that was listed.
+
+    Raises
+    ------
+    ImagesError
+        If it is not: a search on a mixture of two sets of images could not be repeated.
+    """
+    name = before[0]
+    now = stamp(folder / name)[1:]
+    if now != before[1:]:
+        what = "is gone" if now == (-1, -1) else "was changed"
+        raise ImagesError(
+            f"{folder / name} {what} while the images are in use; start again with the images as they are now"
+        )
+    return name
 
 
 def _unlabelled(folder: Path) -> Listing:

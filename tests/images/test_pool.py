@@ -102,6 +102,20 @@ def test_unreadable_files_are_replaced_and_said_once(folder: Path, tmp_path: Pat
         load(folder, tmp_path, resident_gb=0)[torch.tensor([0])]
 
 
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_images_that_change_while_they_are_streamed_are_said(folder: Path, tmp_path: Path, change: str) -> None:
+    streamed = load(folder, tmp_path, resident_gb=0, num_images=9, seed=3)
+    assert isinstance(streamed, StreamedImages)
+    name = streamed.names[4]
+    if change == "gone":
+        (folder / name).unlink()
+    else:
+        Image.new("RGB", (21, 20)).save(folder / name)
+    streamed[torch.tensor([3, 5])]
+    with pytest.raises(ImagesError, match=rf"{name} (is gone|was changed) while the images are in use; start again"):
+        streamed[torch.tensor([3, 4])]
+
+
 def test_fingerprints_stand_for_content(folder: Path, tmp_path: Path) -> None:
     first = [fingerprint(load(folder, tmp_path, resident_gb=limit)) for limit in (1, 0)]
     assert [fingerprint(load(folder, tmp_path, resident_gb=limit)) for limit in (1, 0)] == first
