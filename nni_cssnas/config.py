@@ -251,7 +251,7 @@ class ContrastiveConfig(Section):
     epochs: int = Field(10, ge=1, le=10**5)
     steps: int | None = Field(None, ge=1, le=10**9)
     batch_size: Batch = Field(256, ge=2)
-    lr: float = Field(0.1, gt=0, le=1000)
+    lr: float = Field(0.1, gt=0)  # too high a one makes the loss diverge, which is said
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0, le=1000)
     warmup_epochs: float = Field(1.0, ge=0, le=10**5)
