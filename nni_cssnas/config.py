@@ -323,7 +323,7 @@ class ConstraintsConfig(Section):
 
     max_params: int | None = Field(None, ge=1, le=10**15)
     max_macs: int | None = Field(None, ge=1, le=10**18)
-    max_latency_ms: float | None = Field(None, gt=0, le=10**9)
+    max_latency_ms: float | None = Field(None, gt=0, le=10**12)
     proxy: FilePath = Path("proxy.yml")
 
 
