@@ -181,11 +181,12 @@ class Proxy:
         """All unlabelled images: uint8, ``(N, 3, H, W)``, in main memory or on disk."""
         config = self.config
         batches = {
-            "untrained": config.untrained.batch_size,
-            "contrastive": config.contrastive.batch_size,
-            "combined": max(config.untrained.batch_size, config.contrastive.batch_size),
+            f"{name}.batch_size": getattr(config, name).batch_size
+            for name in ("untrained", "contrastive")
+            if config.score in (name, "combined")
         }
-        return load_images(config.images, min_images=batches[config.score])
+        needed_by = max(batches, key=lambda name: batches[name])
+        return load_images(config.images, min_images=batches[needed_by], needed_by=needed_by)
 
     @cached_property
     def _pool(self) -> Pool:
