@@ -280,6 +280,17 @@ class Proxy:
         batch = self._pool.take(order[: self.config.untrained.batch_size])
         return make_views(self.config.views, self.size)(batch, generator)
 
+    def try_one(self) -> None:
+        """Build one architecture and look whether its features can be found, which no trial could do without.
+
+        Raises
+        ------
+        SpaceError
+            If they cannot, or the images are too small.
+        """
+        if self.references is not None:
+            Backbone(self.build(next(self.references.draw(self.config.seed))), self.size, self.config.space.classifier)
+
     # ---- references -------------------------------------------------------------------------------
 
     @cached_property
