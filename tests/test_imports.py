@@ -30,6 +30,7 @@ ALLOWED = {
     "pairing": set(),
     "workers": set(),
     "launch": {"tuners"},
+    "bridge": {"bridge", "config", "tuners"},
 }
 WITHOUT_NNI = ("errors", "config", "genotype", "modules", "images", "scores")
 
