@@ -121,6 +121,8 @@ class Bohb(Rounds, bohb_advisor.BOHB):  # type: ignore[misc]
           classArgs: {min_budget: 2, max_budget: 18, eta: 3, seed: 0}
     """
 
+    cg: Any  # NNI's model; None before the search space is known
+
     def __init__(
         self,
         optimize_mode: str = "maximize",

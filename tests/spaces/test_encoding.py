@@ -270,3 +270,53 @@ def test_a_sample_of_nnis_form_is_read_as_well_as_a_tuners(tmp_path: Any, monkey
     path.write_text(json.dumps({"x": ["a", "z"]}))
     with pytest.raises(SpaceError, match="choice x is "):
         read_architecture(space="any:Space", sample=path)
+
+
+OWN = """
+from collections import OrderedDict
+
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
+from torch import nn
+
+
+class Ordered(ModelSpace):
+    def __init__(self, label=None):
+        super().__init__()
+        candidates = OrderedDict([("three", nn.Conv2d(3, 8, 3)), ("one", nn.Conv2d(3, 8, 1))])
+        self.first = LayerChoice(candidates, label=label) if label else LayerChoice(candidates)
+
+
+class Unlabelled(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.inputs = InputChoice(n_candidates=3, n_chosen=1)
+
+
+class Broken(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        [][0]
+"""
+
+
+def test_spaces_whose_constructor_fails(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_spaces_f.py").write_text(OWN)
+    (tmp_path / "own_spaces_s.py").write_text("def x(:")
+    (tmp_path / "own_spaces_n.py").write_text("\nundefined\n")
+    for name, message in (
+        ("own_spaces_f:Ordered", r"cannot be made with .*; give every choice a name of its own, as in LayerChoice"),
+        ("own_spaces_f:Unlabelled", r"cannot be made with .*; give every choice a name of its own"),
+        (
+            "own_spaces_f:Broken",
+            r"cannot be made with \{\}: IndexError: list index out of range \(own_spaces_f.py, line 24\)",
+        ),
+        ("own_spaces_s:X", r"module 'own_spaces_s' fails: invalid syntax \(own_spaces_s.py, line 1\)"),
+        ("own_spaces_n:X", r"fails: NameError: name 'undefined' is not defined \(own_spaces_n.py, line 2\)"),
+    ):
+        with pytest.raises(SpaceError, match=message) as caught:
+            make_space(SpaceConfig(name=name))
+        assert len(str(caught.value).splitlines()) == 1
+    space = make_space(SpaceConfig(name="own_spaces_f:Ordered", arguments={"label": "op"}))
+    assert search_space(space) == {"op": {"_type": "choice", "_value": ["three", "one"]}}
+    assert space.freeze(decode(space, {"op": "one"})).first.kernel_size == (1, 1)
