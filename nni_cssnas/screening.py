@@ -203,7 +203,7 @@ class Feasibility:
         self.measured = any((limits.max_params, limits.max_macs, limits.max_latency_ms))
 
     def problem(self, parameters: Mapping[str, Any]) -> str | None:
-        """Which constraint an architecture breaks, and by how much; None if it keeps all."""
+        """Which constraint an architecture breaks, and by how much; None if it keeps all. One that cannot be built breaks them."""
         try:
             sample = decode(self.space, parameters)
             if not self.measured:
@@ -219,6 +219,8 @@ class Feasibility:
                     return f"{name} is {limit:g}, and it has {found:g}"
         except SpaceError as error:
             return str(error)
+        except Exception as error:  # a layer's own, out of memory: it must not end the tuner that asks
+            return f"the network cannot be built: {type(error).__name__}: {error}"
         return None
 
     def _latency(self, backbone: Backbone) -> float:

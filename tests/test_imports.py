@@ -24,13 +24,14 @@ ALLOWED = {
     "results": {"genotype", "results"},
     "export": {"export", "modules", "spaces"},
     "retrain": {"config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces", "workers"},
-    "tuners": {"config", "screening", "tuners"},
+    "tuners": {"config", "results", "screening", "tuners"},
     "screening": {"config", "genotype", "proxy", "scores", "spaces", "workers"},
     "search": {"config", "scores", "screening", "tuners"},
     "proxy": {"config", "images", "scores", "spaces", "results"},
     "pairing": set(),
     "workers": set(),
     "launch": {"tuners"},
+    "bridge": {"bridge", "config", "tuners"},
 }
 WITHOUT_NNI = ("errors", "base", "config", "genotype", "modules", "images", "scores")
 
