@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
+from nni_cssnas.base.files import read_mapping
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, nearest
 
-__all__ = ["check_experiment", "count_gpus"]
+__all__ = ["Checked", "check_experiment", "count_gpus"]
 
 ADVISORS = {"Hyperband": "nni_cssnas.tuners.hyperband.Hyperband", "BOHB": "nni_cssnas.tuners.bohb.Bohb"}
 """NNI's own, which end at the first metric of a trial, and ours in their place."""
@@ -41,7 +42,17 @@ Settings = Mapping[str, Any]
 """A mapping of ``experiment.yml``; its keys are lower case without underscores, since NNI takes every spelling."""
 
 
-def check_experiment(config: Path) -> int | None:
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What :func:`check_experiment` read: the number of ``trials`` (None: no limit), the ``proxy.yml`` of the trials (None if
+    they are not this package's), and their ``code_directory``."""
+
+    trials: int | None
+    proxy: ProxyConfig | None
+    code_directory: Path
+
+
+def check_experiment(config: Path) -> Checked:
     """Refuse a wrong ``experiment.yml``, or the ``proxy.yml`` of its trials, before a manager is started.
 
     Nothing is written or started; a tuner of the user's own is imported.
@@ -50,10 +61,6 @@ def check_experiment(config: Path) -> int | None:
     ----------
     config
         The file that ``nnictl create`` shall run.
-
-    Returns
-    -------
-    The number of trials, or None if it is not limited.
 
     Raises
     ------
@@ -72,7 +79,8 @@ def check_experiment(config: Path) -> int | None:
     _check_gpus(settings)
     _check_by_nni(raw, config)
     number = settings.get("maxtrialnumber")
-    return number if isinstance(number, int) else None
+    folder = _folder(settings.get("trialcodedirectory", "."), config.parent)
+    return Checked(number if isinstance(number, int) else None, proxy, folder)
 
 
 def count_gpus() -> int:
@@ -95,14 +103,7 @@ def count_gpus() -> int:
 
 
 def _read(config: Path) -> dict[str, Any]:
-    try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {config}: {getattr(error, 'strerror', None) or error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{config} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"{config} must be a mapping of NNI's settings, not {type(settings).__name__}")
+    settings = read_mapping(config, "NNI's settings")
     if "trainingServicePlatform" in settings:
         return _of_nni_1(settings, config)
     return settings

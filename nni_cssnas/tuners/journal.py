@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,20 +122,37 @@ class Journal:
             # The writer was killed within a line; what follows must not be glued to it.
             with path.open("r+b") as file:
                 file.truncate(len(whole))
-        for event in _events(whole):
+        for number, line in enumerate(whole.splitlines(), start=1):
+            event = _event(line)
+            if event is None:
+                _logger.warning("%s, line %d is damaged and left out", path, number)
+                continue
             self._take(event)
-            self.session = max(self.session, int(event.get("session", 0)) + 1)
+            self.session = max(self.session, event.get("session", 0) + 1)
 
 
 def _key(parameters: dict[str, Any]) -> str:
     return json.dumps(parameters, sort_keys=True)
 
 
-def _events(data: bytes) -> Iterator[dict[str, Any]]:
-    for line in data.splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue  # damaged by something else than a kill; the others are whole
-        if isinstance(event, dict):
-            yield event
+def _event(line: bytes) -> dict[str, Any] | None:
+    """An event as :class:`Journal` writes them, or None: what is damaged or mistyped must not end the tuner."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not _is_number(event.get("session", 0), int):
+        return None
+    score = event.get("score")
+    has_score = "score" in event and (score is None or _is_number(score, int, float))
+    if "proposed" in event:
+        good = _is_number(event["proposed"], int) and isinstance(event.get("parameters"), dict)
+    elif "judged" in event:
+        good = _is_number(event["judged"], int) and has_score
+    else:
+        good = isinstance(event.get("imported"), dict) and has_score
+    return event if good else None
+
+
+def _is_number(value: Any, *kinds: type[int] | type[float]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)

@@ -38,7 +38,7 @@ def check(tmp_path: Path) -> Check:
         (tmp_path / "experiment.yml").write_text(yaml.safe_dump(merged))
         (tmp_path / "search_space.json").write_text(choices if isinstance(choices, str) else json.dumps(choices))
         (tmp_path / "proxy.yml").write_text(proxy)
-        return check_experiment(tmp_path / "experiment.yml")
+        return check_experiment(tmp_path / "experiment.yml").trials
 
     return run
 
@@ -275,7 +275,7 @@ def test_the_form_of_nni_1(check: Check, tmp_path: Path) -> None:
         check_experiment(path)
     old["tuner"] = {"builtinTunerName": "TPE", "classArgs": {"optimize_mode": "maximize"}}
     path.write_text(yaml.safe_dump(old))
-    assert check_experiment(path) == 7
+    assert check_experiment(path).trials == 7
     path.write_text(yaml.safe_dump({**old, "trial": {}, "trainingServicePlatform": "x"}))
     with pytest.raises(ConfigError, match="in the form of NNI 1"):
         check_experiment(path)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import json
+import math
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nni_cssnas.tuners.journal import NAME, Entry, Journal
 from nni_cssnas.tuners.tpe import Tpe
@@ -97,6 +101,58 @@ def test_a_damaged_line_costs_only_itself(folder: Path) -> None:
     lines[2] = b"\x00\x00\xff"
     path.write_bytes(b"\n".join([*lines, b"[]", b""]))
     assert len(Journal(path).entries) == 3
+
+
+MISTYPED = [
+    {"judged": 3, "session": 0},
+    {"judged": 1, "session": None, "score": 1.0},
+    {"judged": 1, "session": 0, "score": "high"},
+    {"judged": 1, "session": 0, "score": True},
+    {"judged": [1], "session": 0, "score": 1.0},
+    {"proposed": [1], "session": 0, "parameters": {}},
+    {"proposed": 9, "session": 0, "parameters": [1]},
+    {"proposed": 9, "session": 0},
+    {"imported": "x", "session": 0, "score": 1.0},
+    {"imported": {"c0": "v1"}, "session": "zero", "score": 1.0},
+    {"imported": {"c0": "v1"}, "session": 0, "score": math.nan},
+    {"session": 0},
+    [],
+    None,
+]
+
+
+@pytest.mark.parametrize("event", [*map(json.dumps, MISTYPED), "[" * 100_000])
+def test_a_mistyped_line_costs_only_itself_and_is_named(
+    event: str, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tuner(), range(4))
+    path = folder / NAME
+    before = Journal(path).entries
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], event, *lines[2:], ""]))
+    assert Journal(path).entries == before
+    assert f"{path}, line 3 is damaged and left out" in caplog.text
+    assert len(tuner()._table) == 4
+
+
+EVENTS = st.dictionaries(
+    st.sampled_from(["proposed", "judged", "imported", "session", "score", "parameters"]),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(0, 3) | st.floats() | st.text(max_size=3),
+        lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["c0", "c1"]), inner, max_size=2),
+        max_leaves=4,
+    ),
+)
+
+
+@given(st.lists(EVENTS, max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_any_events_leave_a_tuner_that_proposes(events: list[dict[str, Any]]) -> None:
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NNI_CHECKPOINT_DIRECTORY", name)
+        Path(name, NAME).write_text("".join(json.dumps(event) + "\n" for event in events))
+        made = tuner()
+        assert set(made.generate_parameters(0)) == set(CHOICES)
 
 
 def test_what_nni_replays_is_taken_once(folder: Path) -> None:
