@@ -25,13 +25,13 @@ ALLOWED = {
     "export": {"export", "modules", "spaces"},
     "retrain": {"config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces", "workers"},
     "tuners": {"config", "results", "screening", "tuners"},
-    "screening": {"config", "genotype", "proxy", "scores", "spaces", "workers"},
-    "search": {"config", "scores", "screening", "tuners"},
+    "screening": {"config", "genotype", "proxy", "results", "scores", "spaces", "workers"},
+    "search": {"config", "images", "results", "screening", "spaces", "tuners"},
     "proxy": {"config", "images", "scores", "spaces", "results"},
     "pairing": set(),
     "workers": set(),
     "launch": {"tuners"},
-    "bridge": {"bridge", "config", "tuners"},
+    "bridge": {"base", "bridge", "config", "tuners"},
 }
 WITHOUT_NNI = ("errors", "base", "config", "genotype", "modules", "images", "scores")
 
