@@ -22,7 +22,7 @@ from nni.nas.utils import serializer
 from nni.runtime.tuner_command_channel import TunerCommandChannel
 from nni.runtime.tuner_command_channel.command_type import CommandType
 
-from nni_cssnas.launch import manager_environment
+from nni_cssnas.guard import manager_environment
 from nni_cssnas.results.records import write_atomically
 
 __all__ = ["NasExperiment"]

@@ -29,7 +29,8 @@ ALLOWED = {
     "proxy": {"config", "images", "scores", "spaces", "results"},
     "pairing": set(),
     "workers": set(),
-    "launch": {"tuners"},
+    "guard": set(),
+    "launch": {"guard", "results", "tuners"},
 }
 WITHOUT_NNI = ("errors", "config", "genotype", "modules", "images", "scores")
 
