@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import os
 import pickle
+import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -19,13 +23,20 @@ from nni.nas.execution.event import ModelEventType, TrainingEndEvent
 from nni.nas.experiment.config import SequentialEngineConfig, TrainingServiceEngineConfig
 from nni.nas.space import ExecutableModelSpace, ModelStatus
 from nni.nas.utils import serializer
-from nni.runtime.tuner_command_channel import TunerCommandChannel
+from nni.runtime.command_channel.websocket import connection
+from nni.runtime.tuner_command_channel import TunerCommandChannel, channel
 from nni.runtime.tuner_command_channel.command_type import CommandType
 
+from nni_cssnas.dispatcher import plain_json
+from nni_cssnas.errors import ExperimentError
 from nni_cssnas.guard import manager_environment
+from nni_cssnas.owned import own_folder, read_owned
 from nni_cssnas.results.records import write_atomically
 
 __all__ = ["NasExperiment"]
+
+MODELS, KEY = "models", "model"
+"""The folder, in the experiment's, of the architectures that its trials evaluate, and the parameter that names one."""
 
 _logger = logging.getLogger("nni.nas.experiment.cssnas")
 
@@ -36,7 +47,8 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
     * concurrent trials get their own architectures (:mod:`nni_cssnas.pairing`), so that
       ``export_top_models`` exports the right one;
     * the state is saved, atomically, whenever a model ends, so that a killed experiment loses only what was running;
-    * the portal listens on this machine only;
+    * the portal listens on this machine only and is guarded; architectures, whose form can hold any code, do not go
+      through it, but from this process to its trials in files of the experiment's folder;
     * ``resume`` works, with the strategy's history, on the training-service and on the sequential engine.
 
     Examples
@@ -61,7 +73,8 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
     def execution_engine_factory(self, config: Any) -> Any:
         """The engine that the configuration names, mended."""
         if isinstance(config, TrainingServiceEngineConfig):
-            with mock.patch.object(training_service, "TunerCommandChannel", _Channel):
+            channel = functools.partial(_Channel, self._models)
+            with mock.patch.object(training_service, "TunerCommandChannel", channel):
                 return _TrainingServiceEngine(self)
         if isinstance(config, SequentialEngineConfig):
             engine = _SequentialEngine(config.max_model_count, config.max_duration, config.continue_on_failure)
@@ -80,12 +93,28 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
         with mock.patch.dict(os.environ, {"NODE_OPTIONS": manager_environment()["NODE_OPTIONS"]}):
             super()._start_nni_manager(*args, **kwargs)
 
+    @property
+    def _models(self) -> Path:
+        return self._checkpoint_directory.parent / MODELS
+
+    def list_trial_jobs(self) -> list[Any]:
+        """NNI's trials; their parameters are the architectures of :func:`read_model`, whatever the manager tells."""
+        trials = super().list_trial_jobs()
+        for parameters in (parameters for trial in trials for parameters in trial.hyperParameters):
+            try:
+                text = read_model(self._models, parameters.parameters)
+            except (ExperimentError, OSError) as error:
+                _logger.warning("the architecture of parameters %s is left out: %s", parameters.parameter_id, error)
+                text = "null"
+            parameters.parameters = json.loads(text)
+        return trials
+
     def save_checkpoint(self) -> None:
         """Save settings and state, each as a whole; from the first time on, whenever a model begins or ends."""
         folder = self._checkpoint_directory
         try:
             with self._saving:
-                folder.mkdir(parents=True, exist_ok=True)
+                own_folder(folder)
                 write_atomically(folder / "config.json", nni.dump(self.config.json(), indent=2))
                 if self._engine is not None:
                     _Pickle().save(self.state_dict(), folder / "state.ckpt")
@@ -98,7 +127,8 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
             self._engine.register_model_event_callback(ModelEventType.TrainingEnd, self._on_end)
 
     def load_checkpoint(self) -> None:
-        """Load settings and state."""
+        """Load settings and state. Raises ExperimentError if other users may have written them."""
+        read_owned(self._checkpoint_directory / "config.json")
         before = serializer.get_default_serializer()
         serializer.set_default_serializer(_Pickle())
         try:
@@ -111,8 +141,52 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
         self.save_checkpoint()
 
 
+def write_model(folder: Path, number: int, model: ExecutableModelSpace) -> dict[str, str]:
+    """Write an architecture for its trial, as NNI serializes it; gives what travels through the manager instead."""
+    path = own_folder(folder) / f"{number}.json"
+    write_atomically(path, nni.dump(model, pickle_size_limit=2**31))
+    path.chmod(0o600)
+    return {KEY: path.name}
+
+
+def read_model(folder: Path, parameters: Any) -> str:
+    """The text of an architecture that :func:`write_model` has written.
+
+    Parameters
+    ----------
+    folder
+        :data:`MODELS` in the experiment's folder.
+    parameters
+        What travelled through the manager: anybody may have sent it. Only a name of that folder is taken from it.
+
+    Raises
+    ------
+    ExperimentError
+        If it is no such name, or other users may write the file.
+    FileNotFoundError
+        If there is no such file.
+    """
+    name = parameters.get(KEY) if isinstance(parameters, dict) else None
+    if not isinstance(name, str) or not re.fullmatch(r"[0-9]{1,18}\.json", name):
+        raise ExperimentError(f"the parameters {str(parameters)[:80]!r} are none that this experiment has sent")
+    return read_owned(folder / name).decode()
+
+
 class _Channel(TunerCommandChannel):  # type: ignore[misc]
-    """Ignores what the manager sends on resume and NNI's engine does not know; it would end the listener."""
+    """NNI's, but what comes through it is plain JSON, and architectures do not go through it.
+
+    It ignores what the manager sends on resume and NNI's engine does not know; it would end the listener.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        super().__init__(url)
+        self._folder = folder
+        # NNI unpickles whatever a message holds, and anybody who reaches the manager can send one.
+        channel.load = plain_json
+        connection.nni = SimpleNamespace(load=plain_json, dump=nni.dump)
+
+    def send_trial(self, parameter_id: int, parameters: Any, **settings: Any) -> None:
+        super().send_trial(parameter_id, write_model(self._folder, parameter_id, parameters), **settings)
 
     def _receive(self) -> Any:
         while True:
@@ -159,7 +233,8 @@ class _Pickle(serializer.Serializer):  # type: ignore[misc]
     def save(self, data: Any, path: Path) -> None:
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         beside.write_bytes(pickle.dumps(data))
+        beside.chmod(0o600)
         os.replace(beside, path)
 
     def load(self, path: Path) -> Any:
-        return pickle.loads(path.read_bytes())
+        return pickle.loads(read_owned(path))

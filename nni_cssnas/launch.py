@@ -171,10 +171,8 @@ class Experiment:
         for manager in _managers(self.id):
             with contextlib.suppress(psutil.NoSuchProcess):
                 manager.terminate()
-            try:
-                manager.wait(60)
-            except psutil.TimeoutExpired:
-                manager.kill()
+                if not _ends(manager, 60):
+                    manager.kill()
 
     def _obituary(self, error: ExperimentError) -> str:
         log = _manager_log(self.id)
@@ -372,6 +370,16 @@ def _await_dispatchers(experiment_id: str, patience: float = 60.0) -> None:
                 "end that process first"
             )
         time.sleep(0.2)
+
+
+def _ends(process: psutil.Process, patience: float) -> bool:
+    """Wait for a process's end; one that its parent has not asked for yet (a zombie) has ended."""
+    deadline = time.monotonic() + patience
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _managers(experiment_id: str) -> list[psutil.Process]:

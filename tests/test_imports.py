@@ -23,13 +23,15 @@ ALLOWED = {
     "results": {"genotype", "results"},
     "export": {"export", "modules", "spaces"},
     "retrain": {"config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces", "workers"},
-    "tuners": {"config", "screening", "tuners"},
+    "tuners": {"config", "dispatcher", "screening", "tuners"},
     "screening": {"config", "genotype", "proxy", "scores", "spaces", "workers"},
     "search": {"config", "scores", "screening", "tuners"},
     "proxy": {"config", "images", "scores", "spaces", "results"},
     "pairing": set(),
     "workers": set(),
     "guard": set(),
+    "dispatcher": set(),
+    "owned": set(),
     "launch": {"guard", "results", "tuners"},
 }
 WITHOUT_NNI = ("errors", "config", "genotype", "modules", "images", "scores")

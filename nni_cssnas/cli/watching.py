@@ -22,6 +22,10 @@ OFTEN, SELDOM = 10.0, 60.0
 """Seconds between two lines of a log: where something has changed, and where nothing has."""
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What ends a process: Ctrl-C, a batch system, a terminal that is closed."""
+
+
 class _Ended(KeyboardInterrupt):
     """A signal that asks the process to end."""
 
@@ -139,7 +143,7 @@ def _description(state: Progress) -> str:
 
 def _leave(experiment: Experiment, keep: bool) -> None:
     # From here on a second Ctrl-C would leave the manager behind.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if keep:
         told = f"the portal stays at {experiment.portal}; stop it with: nnictl stop {experiment.id}"
@@ -157,8 +161,8 @@ def _signals() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> NoReturn:
         raise _Ended(number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS[1:]:  # Python's own way with Ctrl-C is right
         if before[number] != signal.SIG_IGN:  # nohup
             signal.signal(number, end)
     try:
