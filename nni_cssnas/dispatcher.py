@@ -80,11 +80,11 @@ def take_plain_json() -> None:
 
     NNI takes a message's word for what to import, call and unpickle.
     """
-    import json_tricks
+    from nni.common import serializer
 
     # All ways of nni.load lead here, also from modules that imported the function before.
-    json_tricks.loads = plain_json
-    json_tricks.load = lambda file, **settings: plain_json(file.read())
+    serializer.json_tricks.loads = plain_json
+    serializer.json_tricks.load = lambda file, **settings: plain_json(file.read())
 
 
 def plain_json(text: str, **settings: Any) -> Any:

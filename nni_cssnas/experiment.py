@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import pickle
-import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -30,13 +29,10 @@ from nni.runtime.tuner_command_channel.command_type import CommandType
 from nni_cssnas.dispatcher import plain_json
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.guard import manager_environment
-from nni_cssnas.owned import own_folder, read_owned
+from nni_cssnas.owned import MODELS, own_folder, read_model, read_owned, write_model
 from nni_cssnas.results.records import write_atomically
 
 __all__ = ["NasExperiment"]
-
-MODELS, KEY = "models", "model"
-"""The folder, in the experiment's, of the architectures that its trials evaluate, and the parameter that names one."""
 
 _logger = logging.getLogger("nni.nas.experiment.cssnas")
 
@@ -139,37 +135,6 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
     def _on_end(self, event: TrainingEndEvent) -> None:
         event.model.status = event.status  # NNI does this after all callbacks
         self.save_checkpoint()
-
-
-def write_model(folder: Path, number: int, model: ExecutableModelSpace) -> dict[str, str]:
-    """Write an architecture for its trial, as NNI serializes it; gives what travels through the manager instead."""
-    path = own_folder(folder) / f"{number}.json"
-    write_atomically(path, nni.dump(model, pickle_size_limit=2**31))
-    path.chmod(0o600)
-    return {KEY: path.name}
-
-
-def read_model(folder: Path, parameters: Any) -> str:
-    """The text of an architecture that :func:`write_model` has written.
-
-    Parameters
-    ----------
-    folder
-        :data:`MODELS` in the experiment's folder.
-    parameters
-        What travelled through the manager: anybody may have sent it. Only a name of that folder is taken from it.
-
-    Raises
-    ------
-    ExperimentError
-        If it is no such name, or other users may write the file.
-    FileNotFoundError
-        If there is no such file.
-    """
-    name = parameters.get(KEY) if isinstance(parameters, dict) else None
-    if not isinstance(name, str) or not re.fullmatch(r"[0-9]{1,18}\.json", name):
-        raise ExperimentError(f"the parameters {str(parameters)[:80]!r} are none that this experiment has sent")
-    return read_owned(folder / name).decode()
 
 
 class _Channel(TunerCommandChannel):  # type: ignore[misc]

@@ -27,7 +27,7 @@ def main() -> int:
     try:
         parameters = nni.get_next_parameter()
 
-        from nni_cssnas.experiment import MODELS, read_model
+        from nni_cssnas.owned import MODELS, read_model
 
         # .../EXPERIMENT/environments/ENVIRONMENT/trials/TRIAL
         experiment = Path(os.environ["NNI_OUTPUT_DIR"]).resolve().parents[3]

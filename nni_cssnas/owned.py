@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
+from typing import Any
 
 from nni_cssnas.errors import ExperimentError
+from nni_cssnas.results.records import write_atomically
 
-__all__ = ["own_folder", "read_owned"]
+__all__ = ["MODELS", "own_folder", "read_model", "read_owned", "write_model"]
+
+MODELS, KEY = "models", "model"
+"""The folder, in the experiment's, of the architectures that its trials evaluate, and the parameter that names one."""
 
 
 def own_folder(path: Path) -> Path:
@@ -33,6 +39,39 @@ def read_owned(path: Path) -> bytes:
         _refuse(path, os.fstat(file.fileno()))
         _refuse(path.parent, path.parent.stat())
         return file.read()
+
+
+def write_model(folder: Path, number: int, model: Any) -> dict[str, str]:
+    """Write an architecture for its trial, as NNI serializes it; gives what travels through the manager instead."""
+    import nni
+
+    path = own_folder(folder) / f"{number}.json"
+    write_atomically(path, nni.dump(model, pickle_size_limit=2**31))
+    path.chmod(0o600)
+    return {KEY: path.name}
+
+
+def read_model(folder: Path, parameters: Any) -> str:
+    """The text of an architecture that :func:`write_model` has written.
+
+    Parameters
+    ----------
+    folder
+        :data:`MODELS` in the experiment's folder.
+    parameters
+        What travelled through the manager: anybody may have sent it. Only a name of that folder is taken from it.
+
+    Raises
+    ------
+    ExperimentError
+        If it is no such name, or other users may write the file.
+    FileNotFoundError
+        If there is no such file.
+    """
+    name = parameters.get(KEY) if isinstance(parameters, dict) else None
+    if not isinstance(name, str) or not re.fullmatch(r"[0-9]{1,18}\.json", name):
+        raise ExperimentError(f"the parameters {str(parameters)[:80]!r} are none that this experiment has sent")
+    return read_owned(folder / name).decode()
 
 
 def _refuse(path: Path, found: os.stat_result) -> None:

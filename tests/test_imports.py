@@ -31,7 +31,7 @@ ALLOWED = {
     "workers": set(),
     "guard": set(),
     "dispatcher": set(),
-    "owned": set(),
+    "owned": {"results"},
     "launch": {"guard", "results", "tuners"},
 }
 WITHOUT_NNI = ("errors", "config", "genotype", "modules", "images", "scores")
