@@ -311,22 +311,17 @@ def test_the_portal_itself_works(public: bool, target: Target, browser: Any) -> 
     assert [url for status, url in answers if own in url and status >= 400] == []
 
 
-def test_what_gets_through_all_the_same_runs_nothing(target: Target, browser: Any) -> None:
+def test_what_gets_through_all_the_same_runs_nothing(target: Target) -> None:
     """A program of this machine may talk to the manager; even then nothing is unpickled in trials and tuner."""
-    number = 3
-    for payload in hostile(target.spoils, "local"):
-        answer = requests.post(f"{target.api}/trial-jobs", json=payload, timeout=10)
-        assert answer.ok
-        number += 1
-    requests.post(
-        f"{target.api}/experiment/import-data",
-        json=[{"parameter": p, "value": 1} for p in hostile(target.spoils, "import")],
-        timeout=10,
-    )
     profile = target.experiment.get("experiment")
-    profile["params"]["maxTrialNumber"] = number
-    requests.put(f"{target.api}/experiment?update_type=MAX_TRIAL_NUM", json=profile, timeout=10).raise_for_status()
-    target.wait(number)
+    profile["params"]["maxTrialNumber"] = 10
+    settings = {"json": profile, "timeout": 10}
+    requests.put(f"{target.api}/experiment?update_type=MAX_TRIAL_NUM", **settings).raise_for_status()
+    for payload in hostile(target.spoils, "local"):
+        requests.post(f"{target.api}/trial-jobs", json=payload, timeout=10).raise_for_status()
+    finished = [{"parameter": payload, "value": 1} for payload in hostile(target.spoils, "import")]
+    requests.post(f"{target.api}/experiment/import-data", json=finished, timeout=10).raise_for_status()
+    target.wait(10)
     printed = [path.read_text() for path in target.folder.glob("environments/*/trials/*/trial.log")]
     assert sum("__nni_obj__" in text or "__symbol__" in text or "__nni_type__" in text for text in printed) == 3
     assert list(target.spoils.iterdir()) == []
