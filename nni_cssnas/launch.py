@@ -431,6 +431,8 @@ def _is_free(port: int) -> bool:
     if _is_listening(port):
         return False
     with socket.socket() as probe:
+        # As the manager itself does: what a dead manager's connections have left is no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
