@@ -20,6 +20,7 @@ if (path.basename(main) === "main.js" && path.basename(path.dirname(main)) === "
     }
     guard(token);
     closeTensorBoard();
+    waitForTuner();
 }
 
 function listenOnLoopback() {
@@ -135,4 +136,14 @@ function closeTensorBoard() {
         }
         return spawn.call(this, command, args, ...rest);
     };
+}
+
+// NNI gives up a tuner that needs more than 10 seconds to import its libraries, as on a slow disk or a busy machine.
+function waitForTuner() {
+    global.setTimeout = new Proxy(global.setTimeout, {
+        apply(target, self, [callback, delay, ...rest]) {
+            const givesUp = delay === 10000 && String(callback).includes("Tuner did not connect");
+            return Reflect.apply(target, self, [callback, givesUp ? 120000 : delay, ...rest]);
+        },
+    });
 }

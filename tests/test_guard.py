@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -233,6 +234,23 @@ def test_nnictl_on_this_machine_need_not_know_the_secret(public: int) -> None:
     assert ask(public, "/api", f"localhost:{public}", Origin="http://evil.example")[0] == 403
     commands = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     assert not [command for command in commands if TOKEN in command]
+
+
+def test_a_slow_tuner_is_waited_for(tmp_path: Path) -> None:
+    """By the timer that NNI's manager really has."""
+    source = Path(nni_node.__path__[0]) / "core" / "tuner_command_channel.js"
+    timers = re.findall(r"setTimeout\(\(\) => \{.*?\}, \d+\);", source.read_text(), re.DOTALL)
+    assert len(timers) == 1
+    (tmp_path / "nni_node").mkdir()
+    script = tmp_path / "nni_node" / "main.js"
+    delay = "console.log(%s._idleTimeout)"
+    other = delay % "setTimeout(() => {}, 10000)"
+    promise = "require('util').promisify(setTimeout)(1).then(() => { console.log('awaited'); process.exit(); });"
+    script.write_text(f"{delay % timers[0].rstrip(';')};\n{other};\n{promise}\n")
+    done = subprocess.run(
+        [str(NODE), str(script)], env=manager_environment(), capture_output=True, text=True, check=True, timeout=20
+    )
+    assert done.stdout.split() == ["120000", "10000", "awaited"]
 
 
 def test_other_programs_of_node_are_left_alone(tmp_path: Path) -> None:
