@@ -29,6 +29,7 @@ from nni.runtime.tuner_command_channel.command_type import CommandType
 from nni_cssnas.dispatcher import plain_json
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.guard import manager_environment
+from nni_cssnas.nnictl import be_patient
 from nni_cssnas.owned import MODELS, own_folder, read_model, read_owned, write_model
 from nni_cssnas.results.records import write_atomically
 
@@ -86,6 +87,7 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
 
     def _start_nni_manager(self, *args: Any, **kwargs: Any) -> None:
         # The portal has no password: it listens on this machine only.
+        be_patient()
         with mock.patch.dict(os.environ, {"NODE_OPTIONS": manager_environment()["NODE_OPTIONS"]}):
             super()._start_nni_manager(*args, **kwargs)
 

@@ -8,7 +8,6 @@ import functools
 import json
 import re
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -263,7 +262,7 @@ def register_tuners() -> list[str]:
         If ``nnictl`` refuses; carries what it said.
     """
     meta = Path(__file__).with_name("tuners") / "meta.yml"
-    command = [_nnictl(), "algo", "register", "--meta", str(meta)]
+    command = [*_nnictl(), "algo", "register", "--meta", str(meta)]
     done = subprocess.run(command, env=manager_environment(), text=True, capture_output=True, check=False)
     output = _plain(done.stdout + done.stderr).strip()
     if done.returncode or output.count("registered") < 2:
@@ -301,7 +300,7 @@ def _start(arguments: Sequence[str], port: int | None, public: bool) -> Experime
     elif not _is_free(port):
         raise ConfigError(f"port {port} is in use; name another with --port, or leave it out")
     token = secrets.token_urlsafe() if public else None
-    command = [_nnictl(), *arguments, "--port", str(port)]
+    command = [*_nnictl(), *arguments, "--port", str(port)]
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command,
@@ -440,14 +439,9 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _nnictl() -> str:
-    beside = Path(sys.executable).with_name("nnictl")
-    found = str(beside) if beside.exists() else shutil.which("nnictl")
-    if found is None:
-        raise ExperimentError(
-            f"nnictl is neither beside {sys.executable} nor on PATH; install it with: pip install nni==3.0"
-        )
-    return found
+def _nnictl() -> list[str]:
+    # Not what PATH has: it may be another Python's, or none.
+    return [sys.executable, "-m", "nni_cssnas.nnictl"]
 
 
 def _plain(text: str) -> str:

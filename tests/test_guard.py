@@ -253,6 +253,27 @@ def test_a_slow_tuner_is_waited_for(tmp_path: Path) -> None:
     assert done.stdout.split() == ["120000", "10000", "awaited"]
 
 
+def test_tensorboard_does_not_listen_everywhere(tmp_path: Path) -> None:
+    """With NNI's way of calling it: options in one word, which a shell takes apart."""
+    (tmp_path / "nni_node").mkdir()
+    script = tmp_path / "nni_node" / "main.js"
+    words = ["--bind_all --logdir_spec=0-x:/y", "--port=6006"]
+    script.write_text(
+        "const { spawn } = require('child_process');"
+        f"spawn('tensorboard', {json.dumps(words)}, {{ shell: true, stdio: 'inherit' }});"
+        f"spawn('echo', {json.dumps(words)}, {{ shell: true, stdio: 'inherit' }});"
+    )
+    (tmp_path / "tensorboard").write_text('#!/bin/sh\necho tensorboard "$@"\n')
+    (tmp_path / "tensorboard").chmod(0o755)
+    environment = manager_environment()
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    done = subprocess.run([str(NODE), str(script)], env=environment, capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.splitlines()) == [
+        "--bind_all --logdir_spec=0-x:/y --port=6006",
+        "tensorboard --logdir_spec=0-x:/y --port=6006",
+    ]
+
+
 def test_other_programs_of_node_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "main.js").write_text(
         SERVER.replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import inspect
 import io
 import json
 import signal
@@ -159,19 +160,27 @@ def test_no_free_port_beyond_the_last() -> None:
         launch.free_port(65536)
 
 
-def test_nnictl_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+def test_the_nnictl_of_this_python_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever PATH has, or has not."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    for start in (lambda: launch.create(Path(__file__)), launch.register_tuners):
-        with pytest.raises(
-            ExperimentError, match=r"nnictl is neither beside .*; install it with: pip install nni==3\.0"
-        ):
-            start()
+    done = subprocess.run([*launch._nnictl(), "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "3.0"
+
+
+def test_a_manager_may_start_slowly() -> None:
+    from nni.experiment import launcher
+
+    from nni_cssnas.nnictl import be_patient
+
+    be_patient()
+    parameters = inspect.signature(launcher._check_rest_server).parameters
+    assert parameters["retry"].default == 60
+    assert parameters["url_prefix"].default is None
 
 
 def fake_nnictl(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    (folder / "nnictl").write_text(f"#!/bin/sh\n{script}\n")
-    (folder / "nnictl").chmod(0o755)
+    (folder / "python").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "python").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(folder / "python"))
 
 

@@ -66,7 +66,7 @@ def test_a_space_of_the_users_own_becomes_an_experiment(here: Path) -> None:
         *("--trials", "7", "--seed", "3"),
     )
     folder = here / "experiment"
-    assert f"nnictl create --config {Path('experiment') / 'experiment.yml'}" in output
+    assert f"nni-cssnas run {Path('experiment') / 'experiment.yml'}" in output
     assert "a random architecture of tiny_space:Tiny was scored" in output
     experiment = yaml.safe_load((folder / "experiment.yml").read_text())
     assert experiment["maxTrialNumber"] == 7
