@@ -116,7 +116,7 @@ def victim(home: Path, tmp_path: Path) -> Any:
         found.sweep()
 
 
-@pytest.mark.timeout(300 + 45 * KILLS)
+@pytest.mark.timeout(480 + 60 * KILLS)
 def test_kill_nine(victim: Victim, tmp_path: Path) -> None:
     rng = random.Random(0)
     kinds = ["manager", "tuner", "trial", "manager"]
@@ -129,7 +129,7 @@ def test_kill_nine(victim: Victim, tmp_path: Path) -> None:
             time.sleep(1)
             victim.experiment.stop()
         victim.resume()
-    deadline = time.monotonic() + 120 + 10 * KILLS
+    deadline = time.monotonic() + 240 + 15 * KILLS
     status = ""
     while time.monotonic() < deadline and status not in ("DONE", "ERROR", "TUNER_NO_MORE_TRIAL"):
         time.sleep(1)
@@ -137,7 +137,7 @@ def test_kill_nine(victim: Victim, tmp_path: Path) -> None:
             status = victim.experiment.progress().status
         except ExperimentError:
             continue
-    assert status == "DONE"
+    assert status == "DONE", victim.experiment.progress()
 
     lines = [json.loads(line) for line in (tmp_path / "evaluated.jsonl").read_text().splitlines()]
     journal = Journal(next(victim.folder.rglob(NAME)))
