@@ -30,8 +30,7 @@ from nni_cssnas.dispatcher import plain_json
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.guard import manager_environment
 from nni_cssnas.nnictl import be_patient
-from nni_cssnas.owned import MODELS, own_folder, read_model, read_owned, write_model
-from nni_cssnas.results.records import write_atomically
+from nni_cssnas.owned import MODELS, own_folder, read_model, read_owned, write_model, write_owned
 
 __all__ = ["NasExperiment"]
 
@@ -113,7 +112,7 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
         try:
             with self._saving:
                 own_folder(folder)
-                write_atomically(folder / "config.json", nni.dump(self.config.json(), indent=2))
+                write_owned(folder / "config.json", nni.dump(self.config.json(), indent=2))
                 if self._engine is not None:
                     _Pickle().save(self.state_dict(), folder / "state.ckpt")
         except Exception:

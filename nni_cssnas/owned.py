@@ -11,7 +11,7 @@ from typing import Any
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.results.records import write_atomically
 
-__all__ = ["MODELS", "own_folder", "read_model", "read_owned", "write_model"]
+__all__ = ["MODELS", "own_folder", "read_model", "read_owned", "write_model", "write_owned"]
 
 MODELS, KEY = "models", "model"
 """The folder, in the experiment's, of the architectures that its trials evaluate, and the parameter that names one."""
@@ -22,6 +22,12 @@ def own_folder(path: Path) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(path.stat().st_mode & ~0o022)
     return path
+
+
+def write_owned(path: Path, text: str) -> None:
+    """Write a file that only its owner can read and write, whatever the umask lets others do."""
+    write_atomically(path, text)
+    path.chmod(0o600)
 
 
 def read_owned(path: Path) -> bytes:
@@ -46,8 +52,7 @@ def write_model(folder: Path, number: int, model: Any) -> dict[str, str]:
     import nni
 
     path = own_folder(folder) / f"{number}.json"
-    write_atomically(path, nni.dump(model, pickle_size_limit=2**31))
-    path.chmod(0o600)
+    write_owned(path, nni.dump(model, pickle_size_limit=2**31))
     return {KEY: path.name}
 
 

@@ -7,13 +7,23 @@ from typing import Any
 import pytest
 
 from nni_cssnas.errors import ExperimentError
-from nni_cssnas.owned import own_folder, read_model, read_owned, write_model
+from nni_cssnas.owned import own_folder, read_model, read_owned, write_model, write_owned
 
 
 def test_what_only_its_owner_can_write_is_read(tmp_path: Path) -> None:
     folder = own_folder(tmp_path / "a" / "b")
     (folder / "x").write_bytes(b"text")
     (folder / "x").chmod(0o644)
+    assert read_owned(folder / "x") == b"text"
+
+
+def test_what_is_written_can_be_read_where_groups_may_write(tmp_path: Path) -> None:
+    before = os.umask(0o002)  # the usual one where every user has a group of their own
+    try:
+        folder = own_folder(tmp_path / "f")
+        write_owned(folder / "x", "text")
+    finally:
+        os.umask(before)
     assert read_owned(folder / "x") == b"text"
 
 
