@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import os
 import pickle
@@ -9,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -19,11 +22,15 @@ from nni.nas.execution.event import ModelEventType, TrainingEndEvent
 from nni.nas.experiment.config import SequentialEngineConfig, TrainingServiceEngineConfig
 from nni.nas.space import ExecutableModelSpace, ModelStatus
 from nni.nas.utils import serializer
-from nni.runtime.tuner_command_channel import TunerCommandChannel
+from nni.runtime.command_channel.websocket import connection
+from nni.runtime.tuner_command_channel import TunerCommandChannel, channel
 from nni.runtime.tuner_command_channel.command_type import CommandType
 
-from nni_cssnas.launch import manager_environment
-from nni_cssnas.results.records import write_atomically
+from nni_cssnas.dispatcher import plain_json
+from nni_cssnas.errors import ExperimentError
+from nni_cssnas.guard import manager_environment
+from nni_cssnas.nnictl import be_patient
+from nni_cssnas.owned import MODELS, own_folder, read_model, read_owned, write_model, write_owned
 
 __all__ = ["NasExperiment"]
 
@@ -36,7 +43,8 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
     * concurrent trials get their own architectures (:mod:`nni_cssnas.pairing`), so that
       ``export_top_models`` exports the right one;
     * the state is saved, atomically, whenever a model ends, so that a killed experiment loses only what was running;
-    * the portal listens on this machine only;
+    * the portal listens on this machine only and is guarded; architectures, whose form can hold any code, do not go
+      through it, but from this process to its trials in files of the experiment's folder;
     * ``resume`` works, with the strategy's history, on the training-service and on the sequential engine.
 
     Examples
@@ -61,7 +69,8 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
     def execution_engine_factory(self, config: Any) -> Any:
         """The engine that the configuration names, mended."""
         if isinstance(config, TrainingServiceEngineConfig):
-            with mock.patch.object(training_service, "TunerCommandChannel", _Channel):
+            channel = functools.partial(_Channel, self._models)
+            with mock.patch.object(training_service, "TunerCommandChannel", channel):
                 return _TrainingServiceEngine(self)
         if isinstance(config, SequentialEngineConfig):
             engine = _SequentialEngine(config.max_model_count, config.max_duration, config.continue_on_failure)
@@ -77,16 +86,33 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
 
     def _start_nni_manager(self, *args: Any, **kwargs: Any) -> None:
         # The portal has no password: it listens on this machine only.
+        be_patient()
         with mock.patch.dict(os.environ, {"NODE_OPTIONS": manager_environment()["NODE_OPTIONS"]}):
             super()._start_nni_manager(*args, **kwargs)
+
+    @property
+    def _models(self) -> Path:
+        return self._checkpoint_directory.parent / MODELS
+
+    def list_trial_jobs(self) -> list[Any]:
+        """NNI's trials; their parameters are the architectures of :func:`read_model`, whatever the manager tells."""
+        trials = super().list_trial_jobs()
+        for parameters in (parameters for trial in trials for parameters in trial.hyperParameters):
+            try:
+                text = read_model(self._models, parameters.parameters)
+            except (ExperimentError, OSError) as error:
+                _logger.warning("the architecture of parameters %s is left out: %s", parameters.parameter_id, error)
+                text = "null"
+            parameters.parameters = json.loads(text)
+        return trials
 
     def save_checkpoint(self) -> None:
         """Save settings and state, each as a whole; from the first time on, whenever a model begins or ends."""
         folder = self._checkpoint_directory
         try:
             with self._saving:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_atomically(folder / "config.json", nni.dump(self.config.json(), indent=2))
+                own_folder(folder)
+                write_owned(folder / "config.json", nni.dump(self.config.json(), indent=2))
                 if self._engine is not None:
                     _Pickle().save(self.state_dict(), folder / "state.ckpt")
         except Exception:
@@ -98,7 +124,8 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
             self._engine.register_model_event_callback(ModelEventType.TrainingEnd, self._on_end)
 
     def load_checkpoint(self) -> None:
-        """Load settings and state."""
+        """Load settings and state. Raises ExperimentError if other users may have written them."""
+        read_owned(self._checkpoint_directory / "config.json")
         before = serializer.get_default_serializer()
         serializer.set_default_serializer(_Pickle())
         try:
@@ -112,7 +139,20 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
 
 
 class _Channel(TunerCommandChannel):  # type: ignore[misc]
-    """Ignores what the manager sends on resume and NNI's engine does not know; it would end the listener."""
+    """NNI's, but what comes through it is plain JSON, and architectures do not go through it.
+
+    It ignores what the manager sends on resume and NNI's engine does not know; it would end the listener.
+    """
+
+    def __init__(self, folder: Path, url: str) -> None:
+        super().__init__(url)
+        self._folder = folder
+        # NNI unpickles whatever a message holds, and anybody who reaches the manager can send one.
+        channel.load = plain_json
+        connection.nni = SimpleNamespace(load=plain_json, dump=nni.dump)
+
+    def send_trial(self, parameter_id: int, parameters: Any, **settings: Any) -> None:
+        super().send_trial(parameter_id, write_model(self._folder, parameter_id, parameters), **settings)
 
     def _receive(self) -> Any:
         while True:
@@ -159,7 +199,8 @@ class _Pickle(serializer.Serializer):  # type: ignore[misc]
     def save(self, data: Any, path: Path) -> None:
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         beside.write_bytes(pickle.dumps(data))
+        beside.chmod(0o600)
         os.replace(beside, path)
 
     def load(self, path: Path) -> Any:
-        return pickle.loads(path.read_bytes())
+        return pickle.loads(read_owned(path))

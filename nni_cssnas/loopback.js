@@ -1,16 +1,149 @@
-// NNI's portal listens on every interface, has no authentication and no option for the address.
-// Loaded into the manager by NODE_OPTIONS=--require, this makes a server that names no host listen on 127.0.0.1.
+// The guard of NNI's manager, loaded into it by NODE_OPTIONS=--require (see docs/security.md).
+// NNI's portal listens on every interface and has no password, and whoever talks to it can run programs.
+// With the guard it listens on 127.0.0.1 only and refuses what a web page of another origin sends through the user's
+// browser. Where NNI_CSSNAS_TOKEN is set it listens on every interface, and other machines have to know that secret:
+// it is the first part of every path (NNI's own --url-prefix, which trials, keepers and the portal respect).
 "use strict";
+const http = require("http");
 const net = require("net");
-const listen = net.Server.prototype.listen;
-net.Server.prototype.listen = function (...args) {
-    const first = args[0];
-    if (typeof first === "number" || (typeof first === "string" && /^\d+$/.test(first))) {
-        if (typeof args[1] !== "string") {
-            args.splice(1, 0, "127.0.0.1");
-        }
-    } else if (first && typeof first === "object" && first.port !== undefined && first.host === undefined) {
-        args[0] = Object.assign({}, first, { host: "127.0.0.1" });
+const path = require("path");
+const childProcess = require("child_process");
+
+const main = process.argv[1] || "";
+if (path.basename(main) === "main.js" && path.basename(path.dirname(main)) === "nni_node") {
+    const token = process.env.NNI_CSSNAS_TOKEN || null;
+    delete process.env.NNI_CSSNAS_TOKEN;
+    if (token === null) {
+        listenOnLoopback();
+    } else {
+        process.argv.push(`--url-prefix=${token}`); // not by the command line, which every user of the machine sees
     }
-    return listen.apply(this, args);
-};
+    guard(token);
+    closeTensorBoard();
+    waitForTuner();
+}
+
+function listenOnLoopback() {
+    const listen = net.Server.prototype.listen;
+    net.Server.prototype.listen = function (...args) {
+        const first = args[0];
+        if (typeof first === "number" || (typeof first === "string" && /^\d+$/.test(first))) {
+            if (typeof args[1] !== "string") {
+                args.splice(1, 0, "127.0.0.1");
+            }
+        } else if (first && typeof first === "object" && first.port !== undefined && first.host === undefined) {
+            args[0] = Object.assign({}, first, { host: "127.0.0.1" });
+        }
+        return listen.apply(this, args);
+    };
+}
+
+function guard(token) {
+    const emit = http.Server.prototype.emit;
+    http.Server.prototype.emit = function (event, request, response) {
+        if (event !== "request" && event !== "upgrade") {
+            return emit.apply(this, arguments);
+        }
+        const reason = refusal(request, token);
+        if (reason === null) {
+            if (event === "request") {
+                response.setHeader("X-Frame-Options", "DENY");
+                response.setHeader("Referrer-Policy", "same-origin"); // the token is a part of the address
+            }
+            return emit.apply(this, arguments);
+        }
+        const text = `nni_cssnas refuses this request: ${reason}\n`;
+        if (event === "request") {
+            response.writeHead(403, { "Content-Type": "text/plain", "Connection": "close" });
+            response.end(text);
+        } else {
+            response.end(`HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n${text}`);
+        }
+        return true;
+    };
+}
+
+// Why a request is refused, or null. Gives local requests of a public manager the prefix that they do not know.
+function refusal(request, token) {
+    const host = (request.headers.host || "").toLowerCase();
+    const local = isLoopback(request.socket.remoteAddress) && /^(127\.0\.0\.1|localhost|\[::1\])(:\d+)?$/.test(host);
+    const target = request.url.split("?")[0];
+    const known = token !== null && (target === `/${token}` || target.startsWith(`/${token}/`));
+    if (token === null && !local) {
+        // What DNS rebinding sends: a foreign name that was made to point here.
+        return `its Host is ${JSON.stringify(host)}, not this machine's own`;
+    }
+    if (!local && !known) {
+        return "its address lacks the secret that nni-cssnas printed";
+    }
+    const origin = request.headers.origin;
+    if (origin !== undefined && !/^https?:\/\//.test(origin) || origin && origin.split("://")[1].toLowerCase() !== host) {
+        return "it comes from a web page of another origin";
+    }
+    if (isCrossSite(request)) {
+        return "it comes from a web page of another site";
+    }
+    if (climbs(target)) {
+        return "its path leaves its folder";
+    }
+    if (target.toLowerCase().includes("/netron")) {
+        return "it leads to another server's programs"; // NNI forwards them, under the portal's own origin
+    }
+    if (token !== null && !known) {
+        request.url = `/${token}${request.url}`;
+    }
+    return null;
+}
+
+function isLoopback(address) {
+    return /^(::ffff:)?127\.|^::1$/.test(address || "");
+}
+
+// Browsers tell this where they tell no Origin (pictures, scripts, frames). Following a link to the portal is allowed.
+function isCrossSite(request) {
+    const site = request.headers["sec-fetch-site"];
+    const followed = request.headers["sec-fetch-mode"] === "navigate" && request.headers["sec-fetch-dest"] === "document";
+    return !["same-origin", "none", undefined].includes(site) && !(followed && request.method === "GET");
+}
+
+// Whether a path has a part "..", however it is written, or cannot be read.
+function climbs(target) {
+    let text = target;
+    for (let depth = 0; depth < 4; depth++) {
+        if (!text.startsWith("/") || /(^|[/\\])\.\.([/\\]|$)/.test(text)) {
+            return true;
+        }
+        let decoded;
+        try {
+            decoded = decodeURIComponent(text);
+        } catch (error) {
+            return depth === 0; // after the first time it is a name with a percent sign
+        }
+        if (decoded === text) {
+            return false;
+        }
+        text = decoded;
+    }
+    return true;
+}
+
+// NNI lets the TensorBoard that its portal starts listen on every interface.
+function closeTensorBoard() {
+    const spawn = childProcess.spawn;
+    childProcess.spawn = function (command, args, ...rest) {
+        if (command === "tensorboard" && Array.isArray(args)) {
+            args = args.map((word) => word.replace(/^--bind_all /, ""));
+        }
+        return spawn.call(this, command, args, ...rest);
+    };
+}
+
+// NNI gives up a tuner that needs more than 10 seconds to import its libraries, as on a slow disk or a busy machine.
+function waitForTuner() {
+    global.setTimeout = new Proxy(global.setTimeout, {
+        apply(target, self, [callback, delay, ...rest]) {
+            const givesUp = delay === 10000 && String(callback).includes("Tuner did not connect");
+            return Reflect.apply(target, self, [callback, givesUp ? 120000 : delay, ...rest]);
+        },
+    });
+}

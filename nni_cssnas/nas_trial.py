@@ -1,8 +1,14 @@
-"""What a trial of :class:`nni_cssnas.NasExperiment` starts with: NNI's own trial, but with the trial's own parameters."""
+"""What a trial of :class:`nni_cssnas.NasExperiment` starts with: NNI's own trial, but with the trial's own parameters.
+
+An architecture of NNI's NAS is serialized as code: pickles, and names of what shall be called. So the manager, which
+others may reach, carries only the name of a file that the experiment's process has written into its own folder.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 __all__ = ["main"]
 
@@ -16,10 +22,16 @@ def main() -> int:
     pairing.install()
     pairing.share_cores()
     defer_lightning()
-    from nni.nas.execution.training_service import trial_entry
+    import nni
 
     try:
-        trial_entry()
+        parameters = nni.get_next_parameter()
+
+        from nni_cssnas.owned import MODELS, read_model
+
+        # .../EXPERIMENT/environments/ENVIRONMENT/trials/TRIAL
+        experiment = Path(os.environ["NNI_OUTPUT_DIR"]).resolve().parents[3]
+        nni.load(read_model(experiment / MODELS, parameters)).execute()
     except CssnasError as error:
         print(f"nni_cssnas: {type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -6,22 +6,25 @@ manager has *recorded* for a trial never moves, and its REST API tells it by the
 reads its record there, and the queue is left alone. No order, lock or time-out is involved.
 
 Elsewhere (``platform: remote``) a trial cannot reach that API and NNI's own queue is used.
+
+Parameters are read as plain JSON. NNI's own channel unpickles and calls whatever they name, and anybody who can reach
+the manager can send some.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import Any
 
-import nni
 import requests
 from nni.runtime.trial_command_channel import set_default_trial_command_channel
 from nni.runtime.trial_command_channel.v3 import TrialCommandChannelV3
 
 from nni_cssnas.errors import ExperimentError
 
-__all__ = ["OwnParametersChannel", "install", "share_cores", "trial_concurrency"]
+__all__ = ["OwnParametersChannel", "PlainChannel", "install", "share_cores", "trial_concurrency"]
 
 
 class OwnParametersChannel(TrialCommandChannelV3):  # type: ignore[misc]
@@ -58,7 +61,7 @@ class OwnParametersChannel(TrialCommandChannelV3):  # type: ignore[misc]
                 answer = requests.get(f"{self.api}/trial-jobs/{self.trial_id}", timeout=10)
                 recorded = answer.json().get("hyperParameters") if answer.ok else None
                 if recorded:
-                    return nni.load(recorded[-1])
+                    return json.loads(recorded[-1])
             except (requests.RequestException, ValueError, AttributeError) as error:
                 problem = str(error)
             time.sleep(0.1)
@@ -68,11 +71,24 @@ class OwnParametersChannel(TrialCommandChannelV3):  # type: ignore[misc]
         )
 
 
+class PlainChannel(TrialCommandChannelV3):  # type: ignore[misc]
+    """NNI's channel of a trial, but parameters are plain JSON."""
+
+    def receive_parameter(self) -> Any:
+        """The record ``{"parameter_id": ..., "parameters": ...}`` that is next in NNI's queue; None if it is closed."""
+        self._channel.send({"type": "request_parameter"})
+        answer = self._channel.receive()
+        return None if answer is None else json.loads(answer["parameter"])
+
+
 def install() -> None:
     """Let ``nni.get_next_parameter()`` of a local trial read the trial's own record; call it before that."""
     url = os.environ.get("NNI_TRIAL_COMMAND_CHANNEL", "")
-    if os.environ.get("NNI_PLATFORM") == "local" and url.startswith("http://"):
-        set_default_trial_command_channel(OwnParametersChannel(url, os.environ["NNI_TRIAL_JOB_ID"]))
+    if not url.startswith("http://"):
+        return
+    local = os.environ.get("NNI_PLATFORM") == "local"
+    channel = OwnParametersChannel(url, os.environ["NNI_TRIAL_JOB_ID"]) if local else PlainChannel(url)
+    set_default_trial_command_channel(channel)
 
 
 def trial_concurrency() -> int:

@@ -103,7 +103,7 @@ class Scaffold:
     @property
     def command(self) -> str:
         """What starts the experiment."""
-        return f"nnictl create --config {shlex.quote(str(self.folder / 'experiment.yml'))}"
+        return f"nni-cssnas run {shlex.quote(str(self.folder / 'experiment.yml'))}"
 
     def _readme(self) -> str:
         return f"""# Label-free search in {self.config.space.name}
@@ -111,9 +111,9 @@ class Scaffold:
 {len(self.choices)} choices, judged by `score: {self.config.score}` on {self.config.images.source}.
 
     {self.command}
-    nni-cssnas best EXPERIMENT_ID
 
-or both in one, with a progress bar: `nni-cssnas run {shlex.quote(str(self.folder / "experiment.yml"))}`.
+After a break: `nni-cssnas resume EXPERIMENT_ID`. The best again: `nni-cssnas best EXPERIMENT_ID`. Plain `nnictl` opens
+the portal to the whole network, unless the shell has evaluated `eval "$(nni-cssnas env)"`.
 
 `proxy.yml` says how a candidate is judged. After a change of the space: `nni-cssnas space proxy.yml --force`.
 """

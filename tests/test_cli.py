@@ -101,11 +101,3 @@ def test_nnictls_refusal_is_passed_on(tmp_path: Path) -> None:
     path.write_text("trialConcurrency: 1\nnonsense: 2\n")
     with pytest.raises(ExperimentError, match="nnictl create failed"):
         launch.create(path, port=launch.free_port(18500))
-
-
-def test_the_environment_of_the_manager() -> None:
-    environment = launch.manager_environment({"PATH": "/bin", "NODE_OPTIONS": "--a"})
-    assert environment["PATH"].split(":")[0] == str(Path(sys.executable).parent)
-    assert environment["NODE_OPTIONS"].startswith('--a --require "')
-    assert environment["NODE_OPTIONS"].endswith('loopback.js"')
-    assert "NODE_OPTIONS" not in launch.manager_environment({"PATH": "/bin"}, public=True)

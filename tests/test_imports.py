@@ -24,13 +24,16 @@ ALLOWED = {
     "results": {"genotype", "results"},
     "export": {"export", "modules", "spaces"},
     "retrain": {"config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces", "workers"},
-    "tuners": {"config", "results", "screening", "tuners"},
+    "tuners": {"config", "dispatcher", "results", "screening", "tuners"},
     "screening": {"config", "genotype", "proxy", "results", "scores", "spaces", "workers"},
     "search": {"config", "images", "results", "screening", "spaces", "tuners"},
     "proxy": {"config", "images", "scores", "spaces", "results"},
     "pairing": set(),
     "workers": set(),
-    "launch": {"tuners"},
+    "guard": set(),
+    "dispatcher": set(),
+    "owned": {"results"},
+    "launch": {"guard", "results", "tuners"},
     "bridge": {"base", "bridge", "config", "tuners"},
 }
 WITHOUT_NNI = ("errors", "base", "config", "genotype", "modules", "images", "scores")

@@ -66,7 +66,7 @@ def test_a_space_of_the_users_own_becomes_an_experiment(here: Path) -> None:
         *("--trials", "7", "--seed", "3"),
     )
     folder = here / "experiment"
-    assert f"nnictl create --config {Path('experiment') / 'experiment.yml'}" in output
+    assert f"nni-cssnas run {Path('experiment') / 'experiment.yml'}" in output
     assert "a random architecture of tiny_space:Tiny was scored" in output
     experiment = yaml.safe_load((folder / "experiment.yml").read_text())
     assert experiment["maxTrialNumber"] == 7
@@ -82,7 +82,7 @@ def test_a_space_of_the_users_own_becomes_an_experiment(here: Path) -> None:
     command = [sys.executable, "-m", "nni_cssnas.trial", "proxy.yml"]
     (folder / "proxy.yml").write_text((folder / "proxy.yml").read_text() + "untrained: {references: 8}\n")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    assert "default:" in done.stdout
+    assert "score:" in done.stdout
 
 
 def test_the_projects_own_space_from_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

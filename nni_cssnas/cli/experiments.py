@@ -5,70 +5,84 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nni_cssnas.cli.app import app, console, mapping, short, show_best
+from nni_cssnas.cli.app import app, console, mapping, short, show_references
+
+if TYPE_CHECKING:
+    from nni_cssnas.config import ProxyConfig
+
+Port = Annotated[int | None, typer.Option(help="Port of the portal; default: 8080 or the next free one.")]
+Public = Annotated[
+    bool, typer.Option("--public", help="Open the portal to other machines, at an address with a secret in it.")
+]
+Keep = Annotated[bool, typer.Option("--keep", help="Leave the manager and the portal running at the end.")]
+Top = Annotated[int, typer.Option("--top", "-k", min=1, help="How many of the best trials to list.")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="NNI's id of an experiment that is not running.")]
 
 
 @app.command()
 def run(
     config: Annotated[Path, typer.Argument(help="The experiment.yml that nnictl shall run.")],
-    port: Annotated[int | None, typer.Option(help="Port of the portal; default: 8080 or the next free one.")] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="Let the portal, which has no password, listen on all interfaces.")
-    ] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the manager and the portal running at the end.")] = False,
+    port: Port = None,
+    public: Public = False,
+    keep: Keep = False,
+    top: Top = 3,
 ) -> None:
     """Run an experiment with nnictl, wait for it with a progress bar, and show the best architecture."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from nni_cssnas import launch
     from nni_cssnas.bridge.experiment_file import check_experiment
-    from nni_cssnas.results.experiments import find_experiment
+    from nni_cssnas.cli.watching import follow
 
-    total = check_experiment(config)
+    checked = check_experiment(config)
+    if checked.proxy is not None:
+        _rehearse(checked.proxy, checked.code_directory)
+    follow(lambda: launch.create(config, port=port, public=public), keep=keep, top=top)
+
+
+def _rehearse(proxy: ProxyConfig, code_directory: Path) -> None:
+    """Find what every trial would fail of, and score the reference architectures that all of them need."""
+    sys.path.insert(0, str(code_directory.resolve()))  # a space of the user's own
+    with console.status("looking at the space and the images"):
+        from nni_cssnas.proxy import Proxy, references_of
+        from nni_cssnas.spaces import make_space
+
+        judge = Proxy(proxy, references_of(make_space(proxy.space), proxy))
+        judge.prepare()
+        judge.try_one()
+    console.print(f"{len(judge.images)} images, space {proxy.space.name}", highlight=False)
+    show_references(judge)
+
+
+@app.command()
+def resume(experiment: Id, port: Port = None, public: Public = False, keep: Keep = False, top: Top = 3) -> None:
+    """Go on with an experiment that was stopped or killed, as run does."""
+    from nni_cssnas import launch
+    from nni_cssnas.cli.watching import follow
+
+    follow(lambda: launch.resume(experiment, port=port, public=public), keep=keep, top=top)
+
+
+@app.command()
+def view(experiment: Id, port: Port = None, public: Public = False) -> None:
+    """Open the portal of an experiment that is not running."""
+    from nni_cssnas import launch
+    from nni_cssnas.cli.watching import announce
+
     with console.status("starting the NNI manager"):
-        experiment = launch.create(config, port=port, public=public)
-    console.print(f"experiment [bold]{experiment.id}[/], portal [link={experiment.portal}]{experiment.portal}[/]")
-    state: launch.Progress | None = None
-    try:
-        columns = (
-            TextColumn("trials"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("", total=total)
-            for state in experiment.watch():
-                best = "" if state.best is None else f", best score {state.best:.4f}"
-                ended = "".join(
-                    f", {number} {name}"
-                    for number, name in ((state.failed, "failed"), (state.stopped, "stopped"))
-                    if number
-                )
-                bar.update(
-                    task,
-                    completed=state.succeeded + state.failed + state.stopped,
-                    description=f"{state.running} running{ended}{best}",
-                )
-        if state is not None and state.errors:
-            console.print("the NNI manager reports: " + "; ".join(state.errors), style="red", markup=False)
-        show_best(find_experiment(experiment.id), top=3, output=None, force=False)
-    except KeyboardInterrupt:
-        console.print("\ninterrupted; the trials that finished are kept")
-        raise typer.Exit(130) from None
-    finally:
-        if keep:
-            console.print(f"the portal stays at {experiment.portal}; stop it with: nnictl stop {experiment.id}")
-        else:
-            experiment.stop()
-            console.print(f"stopped; look at it again with: nnictl view {experiment.id}")
-    if state is None or state.status == "ERROR" or not state.succeeded:
-        raise typer.Exit(1)
+        started = launch.view(experiment, port=port, public=public)
+    announce(started)
+    console.print(f"stop it with: nnictl stop {started.id}", highlight=False)
+
+
+@app.command()
+def env() -> None:
+    """Print what protects plain nnictl too: eval "$(nni-cssnas env)"."""
+    from nni_cssnas.guard import shell_line
+
+    print(shell_line())
 
 
 @app.command()
