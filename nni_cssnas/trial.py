@@ -15,9 +15,12 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from nni_cssnas.messages import one_line
 
 if TYPE_CHECKING:
     from nni_cssnas.proxy import ProxyResult
@@ -38,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for number in SIGNALS:
         signal.signal(number, _interrupt)
+    warnings.formatwarning = one_line
     try:
         return _evaluate(options.config)
     except KeyboardInterrupt:

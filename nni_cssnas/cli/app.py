@@ -6,6 +6,7 @@ import math
 import re
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nni_cssnas.errors import CssnasError
+from nni_cssnas.messages import one_line
 
 __all__ = ["app", "architecture_of", "console", "main", "mapping", "short", "show_best", "show_references", "steps"]
 
@@ -149,7 +151,8 @@ def show_references(proxy: Proxy) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error of this package is one line on stderr and exit code 1."""
+    """Run the command line; an error of this package is one line on stderr and exit code 1, a warning one line."""
+    warnings.formatwarning = one_line
     try:
         app()
     except CssnasError as error:

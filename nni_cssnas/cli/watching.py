@@ -22,8 +22,8 @@ OFTEN, SELDOM = 10.0, 60.0
 """Seconds between two lines of a log: where something has changed, and where nothing has."""
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What ends a process: Ctrl-C, a batch system, a terminal that is closed."""
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""What ends a process: Ctrl-C, a batch system, a terminal that is closed (which Windows has no signal for)."""
 
 
 class _Ended(KeyboardInterrupt):
