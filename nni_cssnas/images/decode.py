@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
-__all__ = ["fit", "load", "open_rgb", "to_rgb"]
+__all__ = ["HEIF_ENDINGS", "endings", "fit", "formats", "load", "open_rgb", "to_rgb"]
+
+HEIF_ENDINGS = (".heic", ".heif", ".hif")
+# Containers that Pillow identifies but does not decode, and page descriptions, for which it starts another program.
+NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
+# Formats for which Pillow needs a library that it may have been built without.
+LIBRARIES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Names of the formats that are decoded: those of this Pillow that are pictures, and HEIF if pillow-heif is there."""
+    if find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    Image.init()
+    absent = {name for name, library in LIBRARIES.items() if name in Image.OPEN and not features.check(library)}
+    return tuple(name for name in Image.ID if name not in NO_PICTURES and name not in absent)
+
+
+@cache
+def endings() -> tuple[str, ...]:
+    """Endings of the files that can be images (lower case, with the dot), in alphabetical order."""
+    readable = set(formats())
+    return tuple(sorted(ending for ending, name in Image.registered_extensions().items() if name in readable))
 
 
 def load(path: str | Path, size: int) -> NDArray[np.uint8]:
@@ -36,7 +63,7 @@ def open_rgb(path: str | Path, size: int) -> Image.Image:
     Exception
         As :func:`load`.
     """
-    with Image.open(path) as image:
+    with Image.open(path, formats=formats()) as image:
         width, height = image.size
         factor = min(width, height) / (2 * size)
         if factor > 1:

@@ -1,0 +1,1 @@
+"""What every part of the package may use: no part of it knows another part."""
