@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -241,7 +243,15 @@ def compare(
     baselines: Annotated[
         list[str] | None, typer.Option("--baseline", help="Published cells; default: DARTS_V2. May be repeated.")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each.")] = 2,
+    searches: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            help="NAME=ITEM,ITEM: these (numbers from 1, or patterns) are of one search; may be repeated. Default: files of "
+            "one folder are of one search.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="Trainings of each.")] = 2,
     params: Annotated[
         int | None, typer.Option(min=1, help="Parameters of all; default: those of the first found with --channels.")
     ] = None,
@@ -265,6 +275,7 @@ def compare(
     download: Download = False,
 ) -> None:
     """Did the search help? Train what was found, random cells of the same size and DARTS_V2 alike, with labels."""
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
@@ -288,24 +299,28 @@ def compare(
     import torch
 
     from nni_cssnas.retrain import compare as comparison
+    from nni_cssnas.retrain.searches import searches_of
+    from nni_cssnas.retrain.summary import summarise, verdict
     from nni_cssnas.scores.device import resolve_device
     from nni_cssnas.spaces.architecture import read_architecture
 
-    named: dict[str, Architecture] = {}
-    for number, item in enumerate(found, start=1):
-        one = (
-            read_architecture(architecture_of(item))
-            if home is None
-            else read_architecture(space=home, sample=Path(item))
-        )
-        named[f"found-{number}"] = one
-    images = _labelled(data, val, config, root, download)
+    # An experiment's id becomes its folder.
+    items = [str(architecture_of(item)) if home is None else item for item in found]
+    origins = {f"found-{n}": name for n, name in enumerate(searches_of(items, searches or ()), start=1)}
+    named = {
+        f"found-{n}": read_architecture(item) if home is None else read_architecture(space=home, sample=Path(item))
+        for n, item in enumerate(items, start=1)
+    }
+    load = _labels(data, val, config, root, download)
+    with console.status("reading the images"):
+        images = load()
     names = ["DARTS_V2"] if baselines is None else baselines
     with console.status("fitting the widths"):
         who = comparison.contestants(
             named,
             config,
             len(images.classes),
+            searches=origins,
             num_random=random,
             baselines=names,
             tolerance=tolerance,
@@ -314,10 +329,10 @@ def compare(
         )
     comparison.check_folder(who, config, images, output)
     table = Table(title=f"{len(who)} architectures, {seeds} trainings each", title_justify="left")
-    for column in ("name", "channels", "parameters"):
-        table.add_column(column, justify="left" if column == "name" else "right")
+    for column in ("name", "search", "channels", "parameters"):
+        table.add_column(column, justify="left" if column in ("name", "search") else "right")
     for contestant in who:
-        table.add_row(contestant.name, str(contestant.channels), f"{contestant.params:,}")
+        table.add_row(contestant.name, escape(contestant.search), str(contestant.channels), f"{contestant.params:,}")
     console.print(table)
     parallel = workers or (torch.get_num_threads() if resolve_device(config.device).type == "cpu" else 1)
     runs = []
@@ -330,19 +345,22 @@ def compare(
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=len(who) * seeds)
-        for run in comparison.compare(who, config, images, output, seeds=range(seeds), workers=parallel):
+        for run in comparison.compare(who, config, images, output, seeds=range(seeds), workers=parallel, load=load):
             runs.append(run)
             bar.update(task, advance=1, description=f"{run.name}, seed {run.seed}: {run.top1:.2%}")
     paths = comparison.write_results(runs, who, config, output)
     table = Table(title="top-1 accuracy", title_justify="left")
-    for column in ("group", "architectures", "mean", "standard error", "spread", "parameters"):
+    for column in ("group", "architectures", "mean of", "mean", "standard error", "spread", "parameters"):
         table.add_column(column, justify="left" if column == "group" else "right")
-    groups = comparison.summarise(runs)
+    groups = summarise(runs)
     for group in groups:
-        numbers = [f"{100 * value:.2f}" for value in (group.mean, group.error, group.spread)]
-        table.add_row(group.name, str(group.architectures), *numbers, f"{group.params:,.0f}")
+        numbers = [
+            "unknown" if value is None else f"{100 * value:.2f}" for value in (group.mean, group.error, group.spread)
+        ]
+        table.add_row(group.name, str(group.architectures), group.units, *numbers, f"{group.params:,.0f}")
     console.print(table)
-    console.print(comparison.verdict(groups), highlight=False)
+    for one in verdict(groups):
+        console.print(one.sentence, highlight=False, markup=False)
     for path in paths:
         console.print(f"  {path}", soft_wrap=True, highlight=False)
 
@@ -364,20 +382,28 @@ def _config(recipe: str, values: dict[str, Any], settings: list[str] | None) -> 
     return RetrainConfig.load(recipe, **merge(given, parse_settings(settings or ())))
 
 
-def _labelled(data: str, val: str | None, config: RetrainConfig, root: Path | None, download: bool) -> LabelledImages:
+def _labels(
+    data: str, val: str | None, config: RetrainConfig, root: Path | None, download: bool
+) -> Callable[[], LabelledImages]:
+    """What reads the images; worker processes call it again."""
     from nni_cssnas.images.labelled import load_labelled
 
+    return partial(
+        load_labelled,
+        data,
+        config.size,
+        val=val,
+        validation=config.validation,
+        seed=config.seed,
+        resident_gb=config.resident_gb,
+        root=root,
+        download=download,
+    )
+
+
+def _labelled(data: str, val: str | None, config: RetrainConfig, root: Path | None, download: bool) -> LabelledImages:
     with console.status("reading the images"):
-        return load_labelled(
-            data,
-            config.size,
-            val=val,
-            validation=config.validation,
-            seed=config.seed,
-            resident_gb=config.resident_gb,
-            root=root,
-            download=download,
-        )
+        return _labels(data, val, config, root, download)()
 
 
 def _unlabelled(source: str, config: RetrainConfig, download: bool) -> Any:
