@@ -179,12 +179,13 @@ def _too_few(group: Group) -> str:
     """What is missing, and what would tell it."""
     number = len(group.values)
     count = f"only {number}" if number > 1 else "a single"
-    more = FEWEST - number
     if group.unit == "search":
         cells = "the cell comes" if group.architectures == 1 else f"the {group.architectures} cells found come"
+        again = "another --seed, and give its cells too" if number > 1 else "2 other --seeds, and give their cells too"
+        several = " (If they are of several searches, say so with --search.)" if group.architectures > number else ""
         return (
             f"{cells} from {count} {'search' if number == 1 else 'searches'}, which does not show how much one search "
-            f"differs from the next. Search again with {more} other --seed{'s' * (more > 1)}, and give those cells too."
+            f"differs from the next. Search again with {again}.{several}"
         )
     if group.unit == "architecture":
         return (

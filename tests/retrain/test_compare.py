@@ -125,7 +125,7 @@ def test_the_verdict_says_no_more_than_it_knows() -> None:
         return verdict(summarise(make_runs(found, random, list(baseline))))[-1].sentence
 
     three = {"a": [[0.80]], "b": [[0.82]], "c": [[0.81]]}
-    assert say(three).startswith("found - random: +10.50 points (95 % interval +8.3")
+    assert say(three).startswith("found - random: +10.50 points (95 % interval +8.27 to +12.73, p < 0.001, ")
     assert say(three).endswith("Welch's t-test of 3 searches and 4 architectures): better by more than chance")
     worse = {name: [[1.41 - cells[0][0]]] for name, cells in three.items()}
     assert say(worse).endswith("worse by more than chance")
@@ -135,10 +135,10 @@ def test_the_verdict_says_no_more_than_it_knows() -> None:
     assert two.startswith(
         "found - random: +11.00 points. Whether this is chance cannot be told: the 4 cells found come from only 2 "
     )
-    assert two.endswith("Search again with another --seed, and give its cells too.")
+    assert "Search again with another --seed, and give its cells too. (If they are of several searches, say so" in two
     one = say({"a": [[0.80], [0.82]]})
     assert "the 2 cells found come from a single search, which" in one
-    assert "with 2 other --seeds" in one
+    assert "Search again with 2 other --seeds, and give their cells too." in one
     assert say(three, random[:1]).endswith("there is a single random architecture. Use --random 6.")
     assert say(three, random, 0.7, 0.8).endswith("DARTS_V2 was trained twice. Use --seeds 3.")
     assert "all accuracies of each side are equal" in say({"a": [[0.5]], "b": [[0.5]], "c": [[0.5]]}, [[0.4]] * 3)
