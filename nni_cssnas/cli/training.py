@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,8 +20,13 @@ if TYPE_CHECKING:
     from nni_cssnas.retrain.config import RetrainConfig
     from nni_cssnas.spaces.architecture import Architecture
 
+RECIPES = "(default: the recipe's)."
+
 Genotype = Annotated[
-    str | None, typer.Argument(help="A published name, the DARTS form, JSON, a file, or a folder of `best`.")
+    str | None,
+    typer.Argument(
+        help="A published name, the DARTS form, JSON, a file with it (a log, too), a folder of `best`, or an experiment's id."
+    ),
 ]
 Space = Annotated[str | None, typer.Option("--space", help="module:attribute of another NNI model space.")]
 Arguments = Annotated[str, typer.Option(help="Arguments of the space, as YAML: '{width: 16}'.")]
@@ -30,18 +36,22 @@ Data = Annotated[
     str, typer.Option("--data", "-d", help="Labelled images: a folder of class folders, an .npz, or cifar10.")
 ]
 Val = Annotated[str | None, typer.Option("--val", help="Images to validate with; by default a part is held out.")]
-Root = Annotated[Path | None, typer.Option("--root", help="Where CIFAR-10 lies.")]
+Root = Annotated[Path | None, typer.Option("--root", help="Where CIFAR-10 lies (default: in the cache).")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 if it is not there.")]
-Epochs = Annotated[int | None, typer.Option(min=1)]
-Batch = Annotated[int | None, typer.Option("--batch-size", min=2)]
-Channels = Annotated[int | None, typer.Option(min=1, help="Width of a network of cells.")]
-Cells = Annotated[int | None, typer.Option(min=3, help="Its depth.")]
-Size = Annotated[int | None, typer.Option(min=8, help="Edge of the images in pixels.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help=f"Passes through the training images {RECIPES}")]
+Batch = Annotated[
+    int | None, typer.Option("--batch-size", min=2, help=f"Images of a step, on all devices together {RECIPES}")
+]
+Channels = Annotated[int | None, typer.Option(min=1, help=f"Width of the first cells of a network of cells {RECIPES}")]
+Cells = Annotated[int | None, typer.Option(min=3, help=f"Depth of a network of cells {RECIPES}")]
+Size = Annotated[int | None, typer.Option(min=8, help=f"Edge of the images in pixels {RECIPES}")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Any other number of the recipe, as lr=0.1; may be repeated.")
 ]
-Seed = Annotated[int | None, typer.Option(min=0)]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Of the weights, the order of the images and what is held out (default: 0).")
+]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is one).")]
 Force = Annotated[bool, typer.Option("--force", help="Remove another run that lies there.")]
 
 
@@ -62,14 +72,28 @@ def retrain(
     channels: Channels = None,
     cells: Cells = None,
     size: Size = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    label_fraction: Annotated[float | None, typer.Option(help="Part of the labels that is used: 0.01, 0.1.")] = None,
-    pretrain: Annotated[str | None, typer.Option(help="contrastive: train without labels first.")] = None,
+    lr: Annotated[float | None, typer.Option(help=f"Learning rate at the start {RECIPES}")] = None,
+    label_fraction: Annotated[
+        float | None, typer.Option(help="Part of the labels that is used: 0.01, 0.1 (default: 1).")
+    ] = None,
+    pretrain: Annotated[
+        str | None, typer.Option(help="contrastive: train without labels first (default: none).")
+    ] = None,
+    pretrain_epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--pretrain-epochs",
+            min=1,
+            help="Epochs without labels, with --pretrain contrastive, which this implies (default: 100).",
+        ),
+    ] = None,
     unlabelled: Annotated[
         str | None, typer.Option(help="Images for that: a folder, an .npz, cifar10; default: those of --data.")
     ] = None,
-    devices: Annotated[int | None, typer.Option(min=1, help="GPUs; several share the work by DDP.")] = None,
-    amp: Annotated[str | None, typer.Option(help="off, bf16 or fp16.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="GPUs; several share the work by DDP (default: 1).")
+    ] = None,
+    amp: Annotated[str | None, typer.Option(help="off, bf16 or fp16 (default: off).")] = None,
     settings: Settings = None,
     seed: Seed = None,
     device: Device = None,
@@ -89,7 +113,8 @@ def retrain(
         "size": size,
         "lr": lr,
         "label_fraction": label_fraction,
-        "pretrain": pretrain,
+        "pretrain": "contrastive" if pretrain is None and pretrain_epochs is not None else pretrain,
+        "contrastive": None if pretrain_epochs is None else {"epochs": pretrain_epochs},
         "devices": devices,
         "strategy": "ddp" if devices is not None and devices > 1 else None,
         "amp": amp,
@@ -100,6 +125,9 @@ def retrain(
 
     from nni_cssnas.errors import ConfigError
     from nni_cssnas.retrain.run import check_output, ignored
+
+    if pretrain_epochs is not None and config.pretrain == "none":
+        raise ConfigError(f"--pretrain-epochs is {pretrain_epochs}, but --pretrain is 'none'; leave one out")
     from nni_cssnas.retrain.run import retrain as train
 
     if unlabelled is not None and config.pretrain == "none":
@@ -109,25 +137,31 @@ def retrain(
     if note:
         console.print(f"note: {note}", highlight=False)
     images = _labelled(data, val, config, root, download)
-    others = None
-    if unlabelled is not None:
-        others = _unlabelled(unlabelled, config, download)
+    others = None if unlabelled is None else _unlabelled(unlabelled, config, download)
     console.print(
         f"{len(images.train)} images to train on, {len(images.val)} to validate with, {len(images.classes)} classes"
     )
-    result = train(
-        architecture,
-        config,
-        images,
-        output,
-        unlabelled=others,
-        force=force,
-        progress_bar=True,
-        on_pretrain_epoch=lambda epoch, loss: console.print(
-            f"contrastive epoch {epoch + 1}/{config.contrastive.epochs}: loss {loss:.4f}", highlight=False
-        ),
-        on_epoch=lambda row: console.print(_line(row, config.epochs), highlight=False),
-    )
+    status = console.status("timing a few batches")
+
+    def say(plan: object) -> None:
+        status.stop()  # before Lightning's bar begins
+        console.print(str(plan), highlight=False, markup=False, soft_wrap=True)
+
+    with _going_on(output), status:
+        result = train(
+            architecture,
+            config,
+            images,
+            output,
+            unlabelled=others,
+            force=force,
+            progress_bar=True,
+            on_plan=None if console.quiet else say,
+            on_pretrain_epoch=lambda epoch, loss: console.print(
+                f"contrastive epoch {epoch + 1}/{config.contrastive.epochs}: loss {loss:.4f}", highlight=False
+            ),
+            on_epoch=lambda row: console.print(_line(row, config.epochs), highlight=False),
+        )
     top5 = "" if result.final_top5 is None else f", top-5 {result.final_top5:.2%}"
     console.print(f"{short(result.params)} parameters, {short(result.macs)} multiply-adds", highlight=False)
     console.print(
@@ -229,7 +263,8 @@ def probe(
 @app.command()
 def compare(
     found: Annotated[
-        list[str], typer.Argument(help="What was found: genotypes, files, folders of `best` or `screen`.")
+        list[str],
+        typer.Argument(help="What was found: genotypes, files, folders of `best` or `screen`, experiments' ids."),
     ],
     recipe: Recipe = "cifar10",
     data: Data = "cifar10",
@@ -343,7 +378,7 @@ def compare(
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    with _going_on(output), Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=len(who) * seeds)
         for run in comparison.compare(who, config, images, output, seeds=range(seeds), workers=parallel, load=load):
             runs.append(run)
@@ -363,6 +398,21 @@ def compare(
         console.print(one.sentence, highlight=False, markup=False)
     for path in paths:
         console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _going_on(output: Path) -> Iterator[None]:
+    """Say at Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(
+            f"interrupted; the same command goes on after the last epoch that is finished in {output}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+        raise typer.Exit(130) from None
 
 
 def _architecture(genotype: str | None, space: str | None, arguments: str, sample: Path | None) -> Architecture:
@@ -411,7 +461,7 @@ def _unlabelled(source: str, config: RetrainConfig, download: bool) -> Any:
     from nni_cssnas.images.sources import load_images
 
     images = ImagesConfig(source=source, size=config.size, num_images=None, download=download)
-    return load_images(images, min_images=config.contrastive.batch_size)
+    return load_images(images)
 
 
 def _line(row: dict[str, float], epochs: int) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from nni_cssnas.errors import ImagesError, nearest
+from nni_cssnas.errors import ImagesError, nearest, printable
 from nni_cssnas.images import decode
 from nni_cssnas.images.cache import cache_folder, resident
 from nni_cssnas.images.listing import image_files, is_hidden
@@ -91,7 +91,8 @@ class Split:
 
     def take(self, index: Tensor) -> Split:
         """The images at these positions."""
-        names = tuple(self.names[position] for position in index.tolist()) if self.names else ()
+        known = self.images.names if isinstance(self.images, Files) else self.names
+        names = tuple(known[position] for position in index.tolist()) if known else ()
         images = self.images[index] if isinstance(self.images, Tensor) else Files(self.images.folder, names)
         return Split(images, self.labels[index], names, self.folder)
 
@@ -348,7 +349,7 @@ def _folder(
     folder: Path, classes: tuple[str, ...] | None, size: int, resident_gb: float, cache_dir: Path | None
 ) -> tuple[Split, tuple[str, ...]]:
     # Names on disk are any bytes; a class's name is also written into files of UTF-8.
-    found = {_class_name(name): name for name in _subfolders(folder)}
+    found = {printable(name): name for name in _subfolders(folder)}
     if not found:
         raise ImagesError(
             f"{folder} has no class subfolders, so its images have no labels; put the images of each class into a subfolder "
@@ -383,11 +384,6 @@ def _folder(
     if len(chosen) * 3 * size**2 > resident_gb * 2**30:
         return split, names
     return _decoded(split, size, cache_dir), names
-
-
-def _class_name(folder: str) -> str:
-    """A folder's name as text: bytes that are not UTF-8 become ``\\xe9``."""
-    return folder.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _first(name: str) -> str:
