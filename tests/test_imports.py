@@ -22,7 +22,7 @@ ALLOWED = {
     "spaces": {"config", "genotype", "modules", "spaces"},
     "results": {"genotype", "results"},
     "export": {"export", "modules", "spaces"},
-    "retrain": {"config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces", "workers"},
+    "retrain": {"base", "config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces", "workers"},
     "tuners": {"config", "screening", "tuners"},
     "screening": {"config", "genotype", "proxy", "scores", "spaces", "workers"},
     "search": {"config", "scores", "screening", "tuners"},

@@ -363,7 +363,7 @@ def compare(
             params=params,
         )
     comparison.check_folder(who, config, images, output)
-    table = Table(title=f"{len(who)} architectures, {seeds} trainings each", title_justify="left")
+    table = Table(title=f"{len(who)} architectures, {seeds} training{'s' * (seeds > 1)} each", title_justify="left")
     for column in ("name", "search", "channels", "parameters"):
         table.add_column(column, justify="left" if column in ("name", "search") else "right")
     for contestant in who:
@@ -385,17 +385,17 @@ def compare(
             bar.update(task, advance=1, description=f"{run.name}, seed {run.seed}: {run.top1:.2%}")
     paths = comparison.write_results(runs, who, config, output)
     table = Table(title="top-1 accuracy", title_justify="left")
-    for column in ("group", "architectures", "mean of", "mean", "standard error", "spread", "parameters"):
-        table.add_column(column, justify="left" if column == "group" else "right")
+    for column in ("group", "architectures", "mean", "standard error", "spread", "parameters"):
+        table.add_column(column, justify="left" if column in ("group", "architectures") else "right")
     groups = summarise(runs)
     for group in groups:
         numbers = [
             "unknown" if value is None else f"{100 * value:.2f}" for value in (group.mean, group.error, group.spread)
         ]
-        table.add_row(group.name, str(group.architectures), group.units, *numbers, f"{group.params:,.0f}")
+        table.add_row(group.name, group.members, *numbers, f"{group.params:,.0f}")
     console.print(table)
     for one in verdict(groups):
-        console.print(one.sentence, highlight=False, markup=False)
+        console.print(one.sentence, highlight=False, markup=False, soft_wrap=True)
     for path in paths:
         console.print(f"  {path}", soft_wrap=True, highlight=False)
 

@@ -72,6 +72,14 @@ class Group:
         number = len(self.values)
         return f"{number} {self.unit if number == 1 else _PLURALS[self.unit]}"
 
+    @property
+    def members(self) -> str:
+        """``4 in 2 searches``."""
+        return {
+            "search": f"{self.architectures} in {self.units}",
+            "training": f"{self.architectures}, {self.units}",
+        }.get(self.unit, str(self.architectures))
+
 
 _PLURALS = {"search": "searches", "architecture": "architectures", "training": "trainings"}
 

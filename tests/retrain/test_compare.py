@@ -80,10 +80,10 @@ def test_the_summary_against_numpy_and_scipy() -> None:
     table["s2"] = table["s2"][:1]
     runs = make_runs(table, random.tolist(), baseline.tolist())
     groups = summarise([runs[i] for i in rng.permutation(len(runs))])
-    assert [(group.name, group.units, group.architectures) for group in groups] == [
-        ("found", "3 searches", 5),
-        ("random", "6 architectures", 6),
-        ("DARTS_V2", "3 trainings", 1),
+    assert [(group.name, group.units, group.members) for group in groups] == [
+        ("found", "3 searches", "5 in 3 searches"),
+        ("random", "6 architectures", "6"),
+        ("DARTS_V2", "3 trainings", "1, 3 trainings"),
     ]
     searches = np.array([found[0].mean(), found[1].mean(), found[2, 0].mean()])
     for group, values in zip(groups, (searches, random.mean(1), baseline), strict=True):
