@@ -5,11 +5,10 @@ Both doors lead here: :mod:`nni_cssnas.trial` (``nnictl``) and ``NasExperiment``
 
 from __future__ import annotations
 
-import json
+import copy
 import os
 import platform
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,13 +17,14 @@ from typing import Any
 
 import nni
 import torch
+from nni.mutable import Mutable
 from nni.nas.evaluator import Evaluator
 from torch import nn
 
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.errors import ConfigError
-from nni_cssnas.proxy import Candidate, Proxy, ProxyResult, References, candidate_seed, references_of
-from nni_cssnas.results.records import TrialRecord, write_atomically
+from nni_cssnas.errors import ConfigError, SpaceError
+from nni_cssnas.proxy import Candidate, OnReferences, Proxy, ProxyResult, References, candidate_seed, references_of
+from nni_cssnas.results.records import TrialRecord
 from nni_cssnas.spaces.factory import make_space
 
 __all__ = ["ProxyEvaluator"]
@@ -45,6 +45,8 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
     record_dir
         Folder in which every candidate gets a folder of its own for its record. By default the record goes to
         NNI's folder of the trial; without NNI none is written.
+    on_references
+        Told while the reference architectures are scored; see :class:`~nni_cssnas.proxy.Proxy`.
 
     Examples
     --------
@@ -54,8 +56,17 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
     """
 
     def __init__(
-        self, config: str | Path | Mapping[str, Any] | ProxyConfig, record_dir: str | Path | None = None
+        self,
+        config: str | Path | Mapping[str, Any] | ProxyConfig,
+        record_dir: str | Path | None = None,
+        on_references: OnReferences | None = None,
     ) -> None:
+        # NNI puts the first candidate in the place of a choice, without a word.
+        for name, value in getattr(self, "trace_kwargs", {"config": config, "record_dir": record_dir}).items():
+            if isinstance(value, Mutable):
+                raise ConfigError(
+                    f"{name} is the choice {value!r}; choices belong in the model space, so give one value"
+                )
         if isinstance(config, ProxyConfig):
             self.config = config
         elif isinstance(config, Mapping):
@@ -65,6 +76,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         else:
             raise ConfigError(f"config is {config!r}; give the path of a proxy.yml, a mapping or a ProxyConfig")
         self.record_dir = Path(record_dir) if record_dir is not None else None
+        self.on_references = on_references
         self._judge: Proxy | None = None
 
     def _execute(self, model: Any) -> float:
@@ -74,8 +86,21 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         return self.run(model.executable_model, dict(model.sample), space).score
 
     def evaluate(self, model: nn.Module) -> float:
-        """Judge a network as it is and report to NNI where NNI runs this; gives the score."""
-        return self.run(lambda: model, {}).score
+        """Judge a copy of a network, weights included, and report to NNI where NNI runs this; gives the score.
+
+        Raises
+        ------
+        SpaceError
+            If the network cannot be copied, or judged.
+        """
+        try:
+            own = copy.deepcopy(model)
+        except Exception as error:  # whatever the network's parts raise
+            raise SpaceError(
+                f"the network, a {type(model).__name__}, cannot be copied ({error}), and judging it would change it; "
+                "use run(build, parameters) with a function that builds it"
+            ) from error
+        return self.run(lambda: own, {}).score
 
     def run(self, build: Callable[[], nn.Module], parameters: dict[str, Any], space: Any = None) -> ProxyResult:
         """Judge one architecture, report to NNI and write its record.
@@ -124,6 +149,8 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         key = references.key if references else None
         if self._judge is None or (self._judge.references and self._judge.references.key) != key:
             proxy = Proxy(self.config, references)
+            if self.on_references is not None:
+                proxy.on_references = self.on_references
             proxy.prepare()
             self._judge = proxy
         return self._judge
@@ -171,11 +198,7 @@ class _Journal:
         elif error is not None:
             self.record = replace(self.record, status="failed", error=f"{type(error).__name__}: {error}")
             if self.folder is not None:
-                story = "".join(traceback.format_exception(kind, error, trace))
-                architecture = json.dumps(self.record.parameters)
-                write_atomically(
-                    self.folder / "error.txt", f"{self.record.error}\n\narchitecture: {architecture}\n\n{story}"
-                )
+                self.record.write_error(self.folder, error)
         self.note(duration=time.perf_counter() - self.start)
 
 

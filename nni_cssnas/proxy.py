@@ -44,9 +44,16 @@ from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
 from nni_cssnas.scores.untrained import measure
 from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.encoding import decode, random_parameters
+from nni_cssnas.spaces.identity import own_sources, space_key
 from nni_cssnas.spaces.network import CellNetwork
 
-__all__ = ["Candidate", "Proxy", "ProxyResult", "References", "candidate_seed", "references_of"]
+__all__ = ["Candidate", "OnReferences", "Proxy", "ProxyResult", "References", "candidate_seed", "references_of"]
+
+OnReferences = Callable[[int, int], None]
+"""``on_references(done, total)``: how many reference architectures are scored; ``done`` is -1 when another process is at it."""
+
+COSTS = ("params", "macs", "channels")
+"""Which components are what a network costs."""
 
 CRITERION = "criterion"
 """Name of the contrastive criterion among the components of a ``combined`` score."""
@@ -67,7 +74,7 @@ class References:
     Attributes
     ----------
     key
-        Identifies the space: name and arguments.
+        Identifies the space by its content (:func:`~nni_cssnas.spaces.identity.space_key`).
     draw
         Gives random architectures of the space, always the same for one seed.
     """
@@ -96,8 +103,11 @@ class ProxyResult:
     epoch_losses: tuple[float, ...] = ()
 
     def metric(self) -> dict[str, float]:
-        """NNI's final metric: ``default`` is the score, the rest shows in the portal for each trial."""
-        return {"default": self.score, **self.components}
+        """NNI's final metric: ``default`` is the score, beside it the costs.
+
+        The portal makes an axis of each number, so the parts of the score are in the trial's record only.
+        """
+        return {"default": self.score, **{name: self.components[name] for name in COSTS if name in self.components}}
 
 
 def candidate_seed(config: ProxyConfig, parameters: Mapping[str, Any]) -> int:
@@ -115,9 +125,7 @@ def references_of(space: Any, config: ProxyConfig) -> References:
             sample = decode(space, parameters)
             yield Candidate(partial(space.freeze, sample), candidate_seed(config, parameters))
 
-    kind = type(space)
-    arguments = json.dumps([space.trace_args, space.trace_kwargs], sort_keys=True, default=str)
-    return References(f"{kind.__module__}.{kind.__qualname__} {arguments}", draw)
+    return References(space_key(space), draw)
 
 
 class Proxy:
@@ -134,14 +142,22 @@ class Proxy:
         Where the ranks of ``untrained`` and ``combined`` scores come from; may be None for ``contrastive``.
     cache_dir
         Where reference sets are kept; by default with the images.
+    on_references
+        Told while the reference architectures are scored, which takes up to minutes.
     """
 
     def __init__(
-        self, config: ProxyConfig, references: References | None = None, *, cache_dir: Path | None = None
+        self,
+        config: ProxyConfig,
+        references: References | None = None,
+        *,
+        cache_dir: Path | None = None,
+        on_references: OnReferences = lambda done, total: None,
     ) -> None:
         self.config = config
         self.references = references
         self.cache_dir = cache_dir
+        self.on_references = on_references
         self.size = config.views.input_size or config.images.size
 
     def prepare(self) -> None:
@@ -165,11 +181,12 @@ class Proxy:
         """All unlabelled images: uint8, ``(N, 3, H, W)``, in main memory or on disk."""
         config = self.config
         batches = {
-            "untrained": config.untrained.batch_size,
-            "contrastive": config.contrastive.batch_size,
-            "combined": max(config.untrained.batch_size, config.contrastive.batch_size),
+            f"{name}.batch_size": getattr(config, name).batch_size
+            for name in ("untrained", "contrastive")
+            if config.score in (name, "combined")
         }
-        return load_images(config.images, min_images=batches[config.score])
+        needed_by = max(batches, key=lambda name: batches[name])
+        return load_images(config.images, min_images=batches[needed_by], needed_by=needed_by)
 
     @cached_property
     def _pool(self) -> Pool:
@@ -263,6 +280,17 @@ class Proxy:
         batch = self._pool.take(order[: self.config.untrained.batch_size])
         return make_views(self.config.views, self.size)(batch, generator)
 
+    def try_one(self) -> None:
+        """Build one architecture and look whether its features can be found, which no trial could do without.
+
+        Raises
+        ------
+        SpaceError
+            If they cannot, or the images are too small.
+        """
+        if self.references is not None:
+            Backbone(self.build(next(self.references.draw(self.config.seed))), self.size, self.config.space.classifier)
+
     # ---- references -------------------------------------------------------------------------------
 
     @cached_property
@@ -277,7 +305,11 @@ class Proxy:
         path = cache_folder(self.cache_dir) / "references" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with locked(path.with_suffix(".lock")):
+            found = self._read_references(path, key)
+            if found is not None:  # a finished file needs no lock, nor a folder that can be written
+                return found
+            wanted = self.config.untrained.references
+            with locked(path.with_suffix(".lock"), lambda: self.on_references(-1, wanted)):
                 found = self._read_references(path, key)
                 if found is None:
                     found = self._draw_references(key)
@@ -303,6 +335,7 @@ class Proxy:
             "seed": config.seed,
             "untrained": config.untrained.model_dump(mode="json"),
             "contrastive": config.contrastive.model_dump(mode="json") if config.score == "combined" else None,
+            "nni_cssnas": own_sources(),
             "torch": torch.__version__,
         }
         return json.dumps(parts, sort_keys=True)
@@ -317,7 +350,11 @@ class Proxy:
         assert self.references is not None
         wanted = self.config.untrained.references
         candidates = itertools.islice(self.references.draw(self.config.seed), wanted)
-        scores = [self._measure_reference(candidate) for candidate in candidates]
+        scores: list[dict[str, float]] = []
+        for candidate in candidates:
+            self.on_references(len(scores), wanted)
+            scores.append(self._measure_reference(candidate))
+        self.on_references(wanted, wanted)
         weights = dict(self.config.untrained.weights)
         if self.config.score == "combined":
             weights[CRITERION] = self.config.untrained.criterion_weight

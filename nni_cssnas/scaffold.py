@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shlex
 import subprocess
@@ -47,11 +46,6 @@ class Scaffold:
     def __init__(self, folder: Path, settings: dict[str, Any], *, trials: int, concurrency: int) -> None:
         self.folder = folder
         self.config = ProxyConfig(**settings)
-        wanted = self.config.images.num_images
-        if wanted is not None and "num_images" not in settings["images"] and _has_fewer(settings["images"], wanted):
-            # The preset's part of the images is more than there are.
-            settings = settings | {"images": settings["images"] | {"num_images": None}}
-            self.config = ProxyConfig(**settings)
         self.module = _own_module(self.config.space.name, Path.cwd())
         self.space = make_space(self.config.space)
         self.choices = search_space(self.space)
@@ -123,14 +117,6 @@ or both in one, with a progress bar: `nni-cssnas run {shlex.quote(str(self.folde
 
 `proxy.yml` says how a candidate is judged. After a change of the space: `nni-cssnas space proxy.yml --force`.
 """
-
-
-def _has_fewer(images: dict[str, Any], number: int) -> bool:
-    """Whether a folder holds fewer pictures than ``number``; other sources say so themselves."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    paths = (path for path in Path(images["source"]).rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
-    return Path(images["source"]).is_dir() and sum(1 for _ in itertools.islice(paths, number)) < number
 
 
 def _own_module(name: str, folder: Path) -> Path | None:

@@ -9,7 +9,8 @@ import statistics
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +21,10 @@ import numpy as np
 import torch
 
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
-from nni_cssnas.errors import ConfigError, DivergenceError, SpaceError
+from nni_cssnas.errors import ConfigError, DivergenceError, ExperimentError, SpaceError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.proxy import Candidate, Proxy, candidate_seed, references_of
+from nni_cssnas.results.screening_log import ScreeningLog
 from nni_cssnas.scores.cost import latency, multiply_adds, num_parameters
 from nni_cssnas.scores.device import derive_seed, resolve_device
 from nni_cssnas.spaces.backbone import Backbone
@@ -39,6 +41,9 @@ high, some of them by chance; these two are what the score leaves open (chosen o
 FINAL_DRAWS = 4
 """A second look is the mean over so many draws of weights and views."""
 
+DEATHS = 3
+"""An architecture whose worker process dies so often is not tried again."""
+
 LAG = 8
 """Architectures that are taken before the first result is given."""
 
@@ -49,12 +54,13 @@ Spread = Callable[[Callable[["Screener", Mapping[str, Any]], Any], Iterable[Mapp
 @dataclass(frozen=True)
 class Screened:
     """One candidate: its choices, its score and what was measured (nothing where it cannot be run); ``genotype`` if it has
-    cells."""
+    cells; ``second_look`` is what the finalists are ranked by."""
 
     parameters: dict[str, Any]
     score: float
     components: dict[str, float]
     genotype: Genotype | None = None
+    second_look: float | None = None
 
 
 class Screener:
@@ -142,28 +148,30 @@ class Screener:
             yield parameters
 
     @contextmanager
-    def spread(self, workers: int = 1) -> Iterator[Spread]:
+    def spread(self, workers: int = 1, log: ScreeningLog | None = None) -> Iterator[Spread]:
         """A function that applies a method to many architectures, in so many processes; they take some seconds to start.
 
         Each process has its share of the threads. Results come in the order of the architectures, :data:`LAG` of which are
         taken before the first result is given, whatever ``workers`` is (up to half of :data:`LAG`): what a tuner learns
-        while it proposes does not depend on the number of cores.
+        while it proposes does not depend on the number of cores. What is in the ``log`` is not measured again, and what
+        is measured is written there. A process that dies is replaced, and its work is done again.
         """
+        memory = _Memory(log)
         if workers == 1:
-            yield lambda method, items: _lagged(lambda item: partial(method, self, item), items, LAG)
+            yield lambda method, items: _lagged(
+                memory.recalling(method, lambda item: partial(method, self, item)), items, LAG
+            )
             return
         if self.config.score != "contrastive":
             _ = self.proxy.reference_set  # once, not by all of them at a time
         threads = max(1, torch.get_num_threads() // workers)
-        pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(self.config, threads)
-        )
+        pool = _Workers(workers, self.config, threads)
         try:
             yield lambda method, items: _lagged(
-                lambda item: pool.submit(_work, method, dict(item)).result, items, max(LAG, 2 * workers)
+                memory.recalling(method, partial(pool.start, method)), items, max(LAG, 2 * workers)
             )
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.end()
 
     def default_workers(self, num: int) -> int:
         """One process for each of torch's threads, if ``num`` architectures are worth their start, and on a GPU one."""
@@ -195,7 +203,7 @@ class Feasibility:
         self.measured = any((limits.max_params, limits.max_macs, limits.max_latency_ms))
 
     def problem(self, parameters: Mapping[str, Any]) -> str | None:
-        """Which constraint an architecture breaks, and by how much; None if it keeps all."""
+        """Which constraint an architecture breaks, and by how much; None if it keeps all. One that cannot be built breaks them."""
         try:
             sample = decode(self.space, parameters)
             if not self.measured:
@@ -211,6 +219,8 @@ class Feasibility:
                     return f"{name} is {limit:g}, and it has {found:g}"
         except SpaceError as error:
             return str(error)
+        except Exception as error:  # a layer's own, out of memory: it must not end the tuner that asks
+            return f"the network cannot be built: {type(error).__name__}: {error}"
         return None
 
     def _latency(self, backbone: Backbone) -> float:
@@ -228,6 +238,115 @@ def _load_proxy(name: Path, setting: str) -> ProxyConfig:
                 sys.path.append(str(path.parent.resolve()))
             return ProxyConfig.load(path)
     raise ConfigError(f"{setting}: proxy is {str(name)!r}, which is neither in {Path.cwd()} nor in codeDirectory")
+
+
+class _Memory:
+    """Reads from a log what was measured before, and writes to it what is measured."""
+
+    def __init__(self, log: ScreeningLog | None) -> None:
+        self.log = log
+
+    def recalling(self, method: Callable[..., Any], start: Callable[[Mapping[str, Any]], Callable[[], Any]]) -> Any:
+        """``start`` for the architectures that are not in the log."""
+        log, kind = self.log, method.__name__
+        if log is None:
+            return start
+
+        def begin(item: Mapping[str, Any]) -> Callable[[], Any]:
+            row = log.recall(kind, item)
+            if row is not None:
+                return partial(_from_row, kind, row)
+            finish = start(item)
+
+            def end() -> Any:
+                result = finish()
+                log.keep(kind, item, **_to_row(result))
+                return result
+
+            return end
+
+        return begin
+
+
+def _to_row(result: Screened | dict[str, float]) -> dict[str, Any]:
+    if isinstance(result, Screened):
+        genotype = result.genotype.to_dict() if result.genotype else None
+        score = result.score if math.isfinite(result.score) else None  # JSON has no infinity
+        return {"score": score, "components": result.components, "genotype": genotype}
+    return {"measured": {name: value if math.isfinite(value) else None for name, value in result.items()}}
+
+
+def _from_row(kind: str, row: Mapping[str, Any]) -> Screened | dict[str, float]:
+    if kind == "finalist":
+        return {name: -math.inf if value is None else value for name, value in row["measured"].items()}
+    genotype = Genotype.from_dict(row["genotype"]) if row["genotype"] else None
+    score = -math.inf if row["score"] is None else row["score"]
+    return Screened(dict(row["screen"]), score, dict(row["components"]), genotype)
+
+
+@dataclass
+class _Job:
+    method: Callable[[Screener, Mapping[str, Any]], Any]
+    parameters: dict[str, Any]
+    future: Future[Any] | None = None
+    deaths: int = 0
+
+
+class _Workers:
+    """Processes that screen. When one dies, as under the system's out-of-memory killer, all are started anew."""
+
+    def __init__(self, number: int, config: ProxyConfig, threads: int) -> None:
+        self._make = partial(
+            ProcessPoolExecutor,
+            number,
+            multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(config, threads),
+        )
+        self._pool = self._make()
+        self._jobs: list[_Job] = []
+
+    def start(self, method: Callable[[Screener, Mapping[str, Any]], Any], item: Mapping[str, Any]) -> Callable[[], Any]:
+        """Begin; what is returned waits for the result."""
+        job = _Job(method, dict(item))
+        self._jobs.append(job)
+        self._submit(job)
+        return partial(self._finish, job)
+
+    def end(self) -> None:
+        """Stop at once; nothing that still runs is waited for."""
+        processes = list((getattr(self._pool, "_processes", None) or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+
+    def _submit(self, job: _Job) -> None:
+        try:
+            job.future = self._pool.submit(_work, job.method, job.parameters)
+        except BrokenProcessPool:
+            job.future = None  # _finish begins anew
+
+    def _finish(self, job: _Job) -> Any:
+        while True:
+            try:
+                if job.future is None:
+                    raise BrokenProcessPool
+                result = job.future.result()
+                self._jobs.remove(job)
+                return result
+            except BrokenProcessPool:
+                job.deaths += 1
+                if job.deaths == DEATHS:
+                    raise ExperimentError(
+                        f"a worker process died {DEATHS} times while it scored {job.parameters} (out of memory?); "
+                        "what was screened is kept, and the same command with fewer --workers goes on"
+                    ) from None
+                self.end()
+                self._pool = self._make()
+                for waiting in self._jobs:
+                    done = waiting.future is not None and waiting.future.done() and not waiting.future.cancelled()
+                    if not done or waiting.future is None or waiting.future.exception() is not None:
+                        self._submit(waiting)
 
 
 _worker: Screener | None = None

@@ -6,24 +6,33 @@ are what ``nni-cssnas screen`` does, and use every core.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from nni import NoMoreTrialError
 from scipy.stats import rankdata
 
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.scores.combine import log_ranks
+from nni_cssnas.images.pool import fingerprint
+from nni_cssnas.results.screening_log import LOG_NAME, ScreeningLog
 from nni_cssnas.screening import FINAL, Screened, Screener, Spread
+from nni_cssnas.spaces.identity import own_sources, space_key
 from nni_cssnas.tuners.tpe import Tpe
 
-__all__ = ["FINALISTS", "choose", "explore"]
+__all__ = ["FINALISTS", "SHARE", "by_score", "choose", "explore", "open_log"]
 
 FINALISTS = {"untrained": 64, "contrastive": 8, "combined": 8}
 """So many of the best are looked at again, by the kind of score."""
+
+SHARE = 1 / 8
+"""No more than this part of all: among the mediocre, what tells the best apart tells nothing."""
 
 
 def explore(
@@ -94,34 +103,54 @@ def explore(
         yield item
 
 
+def open_log(screener: Screener, folder: Path, *, force: bool = False) -> ScreeningLog:
+    """The log of this search in ``folder``, with what an interrupted run has left in it.
+
+    Raises
+    ------
+    ExperimentError
+        If the log of another search lies there, or the folder cannot be written.
+    """
+    config = screener.config.model_dump(mode="json", exclude={"device", "threads", "images"})
+    identity = {
+        **config,
+        "images": fingerprint(screener.proxy.images),
+        "space": hashlib.sha256(space_key(screener.space).encode()).hexdigest(),
+        "nni_cssnas": own_sources(),
+        "torch": torch.__version__,
+    }
+    return ScreeningLog.open(folder / LOG_NAME, identity, force=force)
+
+
 def choose(found: Sequence[Screened], config: ProxyConfig, spread: Spread) -> list[Screened]:
     """Everything that was screened, best first.
 
-    The best :data:`FINALISTS` are measured again with other weights and views
-    (:meth:`~nni_cssnas.screening.Screener.finalist`), and ranked among each other by that alone: the best of many is the best
-    partly by chance.
+    The best :data:`FINALISTS` by score, but at most a :data:`SHARE` of all, are measured again with other weights and views
+    (:meth:`~nni_cssnas.screening.Screener.finalist`). They come first, by their ``second_look``: the best of many is the
+    best partly by chance. All others follow by their score.
 
-    Untrained scores are ranks among references, better than most of which the best are: so all are ranked among each other by
-    the log-ranks of their components (:func:`~nni_cssnas.scores.combine.log_ranks`), and the finalists by
-    :data:`~nni_cssnas.screening.FINAL`.
+    The ``second_look`` is the mean score over the other draws where a network is trained. For the untrained score it is the
+    weighted mean rank of the :data:`~nni_cssnas.screening.FINAL` components among the finalists, from 0 (excluded) to 1.
     """
-    alive = [item for item in found if item.components]
-    if not alive:
-        return list(found)
-    if config.score == "untrained":
-        weights, final = config.untrained.weights, FINAL
-        scores = log_ranks({name: [item.components[name] for item in alive] for name in weights}, weights)
-    else:
-        final = {"score": 1.0}
-        scores = np.array([item.score for item in alive])
-    ranked = [alive[index] for index in np.argsort(-scores, kind="stable")]
-    finalists = ranked[: FINALISTS[config.score]]
+    ranked = by_score(found)
+    num_alive = sum(bool(item.components) for item in ranked)
+    finalists = ranked[: min(FINALISTS[config.score], math.ceil(SHARE * num_alive))]
     measured = list(spread(Screener.finalist, [item.parameters for item in finalists]))
-    # Plain ranks: their logarithm would ask who is the worst, and all of these are good.
-    ranks = (weight * rankdata([item[name] for item in measured]) for name, weight in final.items())
-    order = np.sum(list(ranks), axis=0)
-    best = [finalists[index] for index in np.argsort(-order, kind="stable")]
-    return [*best, *ranked[len(finalists) :], *(item for item in found if not item.components)]
+    if not measured:
+        return ranked
+    if config.score == "untrained":
+        # Plain ranks: their logarithm would ask who is the worst, and all of these are good.
+        ranks = (weight * rankdata([item[name] for item in measured]) for name, weight in FINAL.items())
+        looks = np.sum(list(ranks), axis=0) / (len(measured) * sum(FINAL.values()))
+    else:
+        looks = np.array([item["score"] for item in measured])
+    best = [replace(finalists[index], second_look=float(looks[index])) for index in np.argsort(-looks, kind="stable")]
+    return [*best, *ranked[len(finalists) :]]
+
+
+def by_score(found: Sequence[Screened]) -> list[Screened]:
+    """Best score first, earlier ones first among equals; what cannot be run comes last."""
+    return sorted(found, key=lambda item: (not item.components, -item.score))
 
 
 def _key(parameters: Mapping[str, Any]) -> str:

@@ -10,15 +10,25 @@ NNI stops a trial (an assessor's decision, ``nnictl stop``) by SIGINT, and by SI
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from nni_cssnas.proxy import ProxyResult
 
 __all__ = ["main"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """They stop a trial: NNI sends the first, batch systems the second."""
+
+INTERVAL = 10.0
+"""Seconds between two lines about the reference architectures."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,40 +50,93 @@ def _evaluate(path: str) -> int:
     from nni_cssnas import pairing
     from nni_cssnas.imports import defer_lightning
 
-    pairing.install()
-    defer_lightning()
-    parameters = nni.get_next_parameter()
-
-    from nni_cssnas.config import ProxyConfig
-    from nni_cssnas.errors import CssnasError
-
+    parameters: dict[str, Any] = {}
     try:
-        config = ProxyConfig.load(path)
-        budget = (parameters or {}).pop("TRIAL_BUDGET", None)
-        if budget is not None:
-            config = config.with_epochs(budget)
-        threads = pairing.share_cores(config.threads)
+        pairing.install()
+        defer_lightning()
+        parameters = nni.get_next_parameter() or {}
+        result = _judge(path, parameters)
+    except BaseException as error:
+        from nni_cssnas.errors import CssnasError
 
-        import numpy as np
-        import torch
-
-        from nni_cssnas.evaluator import ProxyEvaluator
-        from nni_cssnas.spaces import decode, make_space, random_parameters
-
-        torch.set_num_threads(threads)
-        space = make_space(config.space)
-        if not parameters:
-            parameters = random_parameters(space, np.random.default_rng())
-            print(f"outside of NNI: scoring the random architecture {parameters}")
-        sample = decode(space, parameters)
-        result = ProxyEvaluator(config).run(lambda: space.freeze(sample), parameters, space)
-    except CssnasError as error:
+        _keep(error, parameters)
+        if not isinstance(error, CssnasError):
+            raise
         # The whole story is in error.txt beside the record; this line is what trial.stderr shows first.
         print(f"nni_cssnas: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    for name, value in result.metric().items():
+    for name, value in {"score": result.score, **result.components}.items():
         print(f"{name}: {value:.6g}")
     return 0
+
+
+def _judge(path: str, parameters: dict[str, Any]) -> ProxyResult:
+    """Score the candidate, and record it."""
+    from nni_cssnas import pairing
+    from nni_cssnas.config import ProxyConfig
+
+    config = ProxyConfig.load(path)
+    budget = parameters.pop("TRIAL_BUDGET", None)
+    if budget is not None:
+        config = config.with_epochs(budget)
+    threads = pairing.share_cores(config.threads)
+
+    import numpy as np
+    import torch
+
+    from nni_cssnas.evaluator import ProxyEvaluator
+    from nni_cssnas.spaces import decode, make_space, random_parameters
+
+    torch.set_num_threads(threads)
+    space = make_space(config.space)
+    if not parameters:
+        parameters = random_parameters(space, np.random.default_rng())
+        print(f"outside of NNI: scoring the random architecture {parameters}")
+    sample = decode(space, parameters)
+    evaluator = ProxyEvaluator(config, on_references=_ReferencesLog())
+    return evaluator.run(lambda: space.freeze(sample), parameters, space)
+
+
+def _keep(error: BaseException, parameters: dict[str, Any]) -> None:
+    """Leave a record of a trial that ended before its evaluation began; that keeps its own."""
+    import nni
+
+    from nni_cssnas.results.records import RECORD_NAME, TrialRecord
+
+    folder = os.environ.get("NNI_OUTPUT_DIR")
+    if folder is None or Path(folder, RECORD_NAME).exists():
+        return
+    stopped = isinstance(error, KeyboardInterrupt)
+    record = TrialRecord(
+        experiment=nni.get_experiment_id(),
+        trial=nni.get_trial_id(),
+        sequence=nni.get_sequence_id(),
+        parameter_id=None,
+        parameters=parameters,
+        status="stopped" if stopped else "failed",
+        error=None if stopped else f"{type(error).__name__}: {error}",
+        started=time.time(),
+        duration=0.0,
+    )
+    record.write(Path(folder))
+    if not stopped:
+        record.write_error(Path(folder), error)
+
+
+class _ReferencesLog:
+    """Says in the trial's log what it waits for, now and then."""
+
+    def __init__(self) -> None:
+        self._told = -math.inf
+
+    def __call__(self, done: int, total: int) -> None:
+        if done < 0:
+            print(f"waiting: another process scores the {total} reference architectures of this space", flush=True)
+        elif done == total or time.monotonic() - self._told >= INTERVAL:
+            self._told = time.monotonic()
+            print(
+                f"scoring the reference architectures of this space, once for all trials: {done} of {total}", flush=True
+            )
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

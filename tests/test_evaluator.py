@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+import nni
 import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 
 from nni_cssnas import CellSpace, ProxyConfig, ProxyEvaluator
-from nni_cssnas.errors import ConfigError, DeviceError, DivergenceError, ExperimentError, ImagesError
-from nni_cssnas.proxy import candidate_seed
+from nni_cssnas.errors import ConfigError, DeviceError, DivergenceError, ExperimentError, ImagesError, SpaceError
+from nni_cssnas.images.cache import locked
+from nni_cssnas.proxy import Proxy, candidate_seed, references_of
 from nni_cssnas.results.records import read_records
 from nni_cssnas.spaces import random_parameters
 
@@ -221,3 +226,82 @@ def test_config_may_be_a_file_or_a_mapping(tmp_path: Path) -> None:
     assert ProxyEvaluator(path).config == ProxyEvaluator({"seed": 3}).config == ProxyConfig(seed=3)
     with pytest.raises(ConfigError, match="give the path"):
         ProxyEvaluator(3)  # type: ignore[arg-type]
+
+
+def test_a_network_of_ones_own_is_judged_as_a_copy() -> None:
+    network = torchvision.models.resnet18(num_classes=7)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    assert np.isfinite(ProxyEvaluator(config(views={"input_size": 32})).evaluate(network))
+    assert network.fc.out_features == 7
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_network_that_cannot_be_copied_is_not_judged() -> None:
+    class Stubborn(torch.nn.Module):
+        def __deepcopy__(self, memo: object) -> None:
+            raise TypeError("no")
+
+    with pytest.raises(SpaceError, match=r"a Stubborn, cannot be copied \(no\).* run\(build, parameters\)"):
+        ProxyEvaluator(config()).evaluate(Stubborn())
+
+
+def test_a_choice_in_the_place_of_a_setting_is_refused() -> None:
+    choice = nni.choice("where", ["a", "b"])
+    with pytest.raises(ConfigError, match=r"record_dir is the choice Categorical.* choices belong in the model space"):
+        ProxyEvaluator({"seed": 1}, record_dir=choice)
+    with pytest.raises(ConfigError, match="config is the choice"):
+        ProxyEvaluator(choice)
+    with pytest.raises(ConfigError, match="seed"):
+        ProxyEvaluator({"seed": nni.choice("seed", [1, 2])})
+
+
+def test_nni_is_told_the_score_and_the_costs(samples: list[dict[str, Any]]) -> None:
+    space = CellSpace(**ARGUMENTS)
+    evaluator = ProxyEvaluator(config(score="combined", untrained=SMALL))
+    result = evaluator.run(lambda: space.freeze(samples[0]), samples[0], space)
+    assert list(result.metric()) == ["default", "params", "macs"]
+    assert {"loss", "jacov", "macs"} <= result.components.keys()
+
+
+def test_references_are_counted_once_and_then_read(
+    samples: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NNI_CSSNAS_CACHE", str(tmp_path))
+    settings = config(score="untrained", untrained=SMALL)
+    space = CellSpace(**ARGUMENTS)
+    told: list[tuple[int, int]] = []
+    for _ in range(2):
+        evaluator = ProxyEvaluator(settings, on_references=lambda done, total: told.append((done, total)))
+        evaluator.run(lambda: space.freeze(samples[0]), samples[0], space)
+    assert told == [(number, 8) for number in range(9)]
+
+
+def test_whoever_waits_for_the_references_is_told(tmp_path: Path) -> None:
+    settings = config(score="untrained", untrained=SMALL)
+    told: list[int] = []
+    space = CellSpace(**ARGUMENTS)
+    proxy = Proxy(
+        settings,
+        references_of(space, settings),
+        cache_dir=tmp_path,
+        on_references=lambda done, total: told.append(done),
+    )
+    proxy.prepare()
+    holding, release = threading.Event(), threading.Event()
+    key = hashlib.sha256(proxy._reference_key().encode()).hexdigest()[:24]
+    (tmp_path / "references").mkdir()
+
+    def hold() -> None:
+        with locked(tmp_path / "references" / f"{key}.lock"):
+            holding.set()
+            release.wait(60)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    assert holding.wait(60)
+    proxy.on_references = lambda done, total: (told.append(done), release.set())
+    assert len(proxy.reference_set) == 8
+    other.join()
+    assert told == [-1, *range(9)]

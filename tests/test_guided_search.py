@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -79,6 +80,7 @@ def test_a_short_time_ends_it() -> None:
 @pytest.mark.slow
 def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FINALISTS, "untrained", 2)
+    monkeypatch.setattr("nni_cssnas.search.SHARE", 0.5)
     screener = Screener(ProxyConfig(**SETTINGS))
     found = []
     for workers in (1, 2):
@@ -91,34 +93,45 @@ def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert next(few) == found[0][0][0]
 
 
-def test_the_best_are_measured_again_and_ranked_by_what_is_left_open() -> None:
+@pytest.mark.parametrize("number", [12, 100, 600])
+def test_the_best_are_measured_again_and_come_first(number: int) -> None:
     rng = np.random.default_rng(0)
     found = [
-        Screened({"number": index}, 0.0, {"jacov": float(value), "swap": float(rng.random())})
-        for index, value in enumerate(rng.permutation(100))
+        Screened({"number": index}, float(value), {"x": 1.0}) for index, value in enumerate(rng.permutation(number))
     ]
     dead = Screened({"number": -1}, -9.0, {})
-    config = ProxyConfig(untrained={"weights": {"jacov": 1.0, "swap": 1e-9}})
-    again = {index: {name: float(rng.random()) for name in FINAL} for index in range(100)}
+    again = {index: {name: float(rng.random()) for name in FINAL} for index in range(number)}
 
     def spread(method: Any, items: Any) -> Iterator[Any]:
         assert method is Screener.finalist
         return (again[item["number"]] for item in items)
 
-    ranked = choose([dead, *found], config, spread)
-    by_first = sorted(found, key=lambda item: -item.components["jacov"])
-    finalists = by_first[: FINALISTS["untrained"]]
+    ranked = choose([dead, *found], ProxyConfig(), spread)
+    by_first = sorted(found, key=lambda item: -item.score)
+    finalists = by_first[: min(64, -(-number // 8))]
 
     def better_than(item: Screened, name: str) -> int:
         return sum(
             again[item.parameters["number"]][name] > again[other.parameters["number"]][name] for other in finalists
         )
 
-    best = sorted(
-        finalists, key=lambda item: -(better_than(item, "continuity") + 0.5 * better_than(item, "effective_macs"))
-    )
-    assert ranked == [*best, *by_first[FINALISTS["untrained"] :], dead]
-    assert choose([dead], config, spread) == [dead]
+    def look(item: Screened) -> float:
+        return better_than(item, "continuity") + 0.5 * better_than(item, "effective_macs")
+
+    best = sorted(finalists, key=lambda item: -look(item))
+    assert [item.parameters for item in ranked] == [
+        item.parameters for item in (*best, *by_first[len(finalists) :], dead)
+    ]
+    # What the table shows falls with the rank: first the second look, then the score.
+    looks = [item.second_look for item in ranked]
+    assert looks[len(finalists) :] == [None] * (number + 1 - len(finalists))
+    assert looks[: len(finalists)] == sorted((look for look in looks if look is not None), reverse=True)
+    assert all(0 < look <= 1 for look in looks if look is not None)
+    scores = [item.score for item in ranked[len(finalists) :]]
+    assert scores == sorted(scores, reverse=True)
+    # and the winner is among the best by the score
+    assert ranked[0].score >= by_first[len(finalists) - 1].score
+    assert choose([dead], ProxyConfig(), spread) == [dead]
 
 
 def test_a_finalist_is_the_mean_of_other_weights_and_views() -> None:
@@ -147,6 +160,7 @@ TRAINED: dict[str, Any] = {
 
 def test_by_the_contrastive_score_the_mean_of_other_seeds_ranks_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FINALISTS, "contrastive", 2)
+    monkeypatch.setattr("nni_cssnas.search.SHARE", 0.5)
     screener = Screener(ProxyConfig(**TRAINED))
     with screener.spread() as spread:
         found = list(explore(screener, spread, 4, seed=1))
@@ -220,6 +234,7 @@ def test_the_command_lists_finalists_first(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     (tmp_path / "proxy.yml").write_text(json.dumps(SETTINGS))
     monkeypatch.setitem(FINALISTS, "untrained", 3)
+    monkeypatch.setattr("nni_cssnas.search.SHARE", 0.5)
     screened = ["screen", "proxy.yml", "--num", "4", "--guided", "3", "--workers", "1", "-o", "found"]
     done = CliRunner().invoke(app, screened, catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -230,4 +245,11 @@ def test_the_command_lists_finalists_first(tmp_path: Path, monkeypatch: pytest.M
     with screener.spread() as spread:
         found = list(explore(screener, spread, 4, 3))
         ranked = choose(found, screener.config, spread)
-    assert [float(row.split(",")[1]) for row in rows[1:]] == [item.score for item in ranked]
+    assert [float(row.split(",")[2]) for row in rows[1:]] == [item.score for item in ranked]
+    looks = [row.split(",")[1] for row in rows[1:]]
+    assert looks == ["" if item.second_look is None else str(item.second_look) for item in ranked]
+    assert looks[3:] == [""] * 4
+    printed = re.search(r"score (\S+) \(place (\d) by score, and first of the 3 best", " ".join(done.output.split()))
+    assert printed is not None
+    assert float(printed[1]) == pytest.approx(ranked[0].score, abs=1e-4)
+    assert int(printed[2]) == 1 + sum(item.score > ranked[0].score for item in ranked)

@@ -14,24 +14,26 @@ PACKAGE = Path(__file__).parents[1] / "nni_cssnas"
 # What a part may import of this package, besides errors.
 ALLOWED = {
     "errors": set(),
-    "config": {"genotype"},
+    "base": set(),
+    "config": {"base", "genotype"},
     "genotype": set(),
     "modules": set(),
-    "images": {"config", "images"},
+    "images": {"base", "config", "images"},
     "scores": {"config", "images", "modules", "scores"},
     "spaces": {"config", "genotype", "modules", "spaces"},
     "results": {"genotype", "results"},
     "export": {"export", "modules", "spaces"},
     "retrain": {"base", "config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces", "workers"},
-    "tuners": {"config", "screening", "tuners"},
+    "tuners": {"config", "results", "screening", "tuners"},
     "screening": {"config", "genotype", "proxy", "scores", "spaces", "workers"},
     "search": {"config", "scores", "screening", "tuners"},
     "proxy": {"config", "images", "scores", "spaces", "results"},
     "pairing": set(),
     "workers": set(),
     "launch": {"tuners"},
+    "bridge": {"bridge", "config", "tuners"},
 }
-WITHOUT_NNI = ("errors", "config", "genotype", "modules", "images", "scores")
+WITHOUT_NNI = ("errors", "base", "config", "genotype", "modules", "images", "scores")
 
 
 def imports(path: Path) -> set[str]:

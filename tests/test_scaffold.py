@@ -74,6 +74,9 @@ def test_a_space_of_the_users_own_becomes_an_experiment(here: Path) -> None:
     config = ProxyConfig.load(folder / "proxy.yml")
     assert config.space.arguments == {"width": 6}
     assert Path(config.images.source) == here / "pictures"
+    # 70 pictures: fewer than the preset takes at most, and no other number is written down.
+    assert config.images.max_images == 576
+    assert set(yaml.safe_load((folder / "proxy.yml").read_text())["images"]) <= {"source", "size"}
     assert json.loads((folder / "search_space.json").read_text()) == search_space(make_space(config.space))
     # What nnictl would start, in the folder where it would start it.
     command = [sys.executable, "-m", "nni_cssnas.trial", "proxy.yml"]

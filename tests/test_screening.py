@@ -116,10 +116,39 @@ def test_a_wrong_screen_is_refused_at_once(screen: dict[str, Any], message: str)
 
 
 def test_a_missing_proxy_is_named() -> None:
-    tuner = Tpe(screen={"candidates": 2, "proxy": "elsewhere.yml"})
-    tuner.update_search_space({"a": {"_type": "choice", "_value": [1, 2]}})
-    with pytest.raises(ConfigError, match=r"proxy is 'elsewhere.yml', which is neither in"):
-        tuner.generate_parameters(0)
+    # In the constructor, whose errors NNI reports.
+    for setting in ("screen", "constraints"):
+        with pytest.raises(ConfigError, match=rf"{setting}: proxy is 'elsewhere.yml', which is neither in"):
+            Tpe(**{setting: {"proxy": "elsewhere.yml"}})
+    Tpe(screen={"candidates": 1, "proxy": "elsewhere.yml"})  # no screening at all
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), TypeError("a layer of the user's")])
+def test_what_fails_while_it_proposes_does_not_end_the_tuner(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ProxyConfig(**SETTINGS)
+    choices = Screener(config).choices
+
+    def fail(*_: object) -> None:
+        raise error
+
+    tuner = Tpe(seed=0, screen={"candidates": 2})
+    tuner.update_search_space(choices)
+    monkeypatch.setattr("nni_cssnas.screening.Screener.screen", fail)
+    assert tuner.generate_parameters(0).keys() == choices.keys()
+    monkeypatch.setattr("nni_cssnas.screening.Screener.__init__", fail)
+    other = Tpe(seed=0, screen={"candidates": 2})
+    other.update_search_space(choices)
+    assert other.generate_parameters(0).keys() == choices.keys()
+    assert other.generate_parameters(1).keys() == choices.keys()
+    monkeypatch.setattr("nni_cssnas.screening.Backbone", fail)
+    parameters = tuner.generate_parameters(1)
+    problem = Feasibility(ConstraintsConfig(max_params=10**9), config).problem(parameters)
+    assert problem == f"the network cannot be built: {type(error).__name__}: {error}"
+    monkeypatch.setattr("nni_cssnas.screening.Feasibility.__init__", fail)
+    third = Tpe(seed=0, constraints={})
+    third.update_search_space(choices)
+    with pytest.raises(NoMoreTrialError):
+        third.generate_parameters(0)
 
 
 def test_the_command_writes_a_ranked_table_and_the_best(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nni_cssnas.results.records import RECORD_NAME, TrialRecord
+from nni_cssnas.errors import ExperimentError
+from nni_cssnas.results.best import rank
+from nni_cssnas.results.records import ERROR_NAME, RECORD_NAME, TrialRecord, read_records
 
 PROXY = {
     "score": "contrastive",
@@ -50,3 +52,46 @@ def test_a_trial_that_is_stopped_says_so_and_ends_by_the_signal(number: signal.S
     assert record.status == "stopped"
     assert 1 <= len(record.epoch_losses) < 2000
     assert not (tmp_path / "trial" / "error.txt").exists()
+
+
+def run(folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "NNI_OUTPUT_DIR": str(folder / "trial")}
+    command = [sys.executable, "-m", "nni_cssnas.trial", "proxy.yml"]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("proxy", "message", "is_ours"),
+    [
+        ("untrained: {references: 4}", "ConfigError: proxy.yml: untrained: references is 4", True),
+        ("space: {name: 'no_such_module_x:Space'}", "SpaceError: space 'no_such_module_x:Space'", True),
+        ("space: {name: 'broken_x:Space'}", "ZeroDivisionError", False),
+    ],
+)
+def test_every_trial_that_began_has_a_record(proxy: str, message: str, is_ours: bool, tmp_path: Path) -> None:
+    (tmp_path / "proxy.yml").write_text(proxy)
+    (tmp_path / "broken_x.py").write_text("1 / 0\n")
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert ("Traceback" not in done.stderr) == is_ours
+    (record,) = read_records(tmp_path)
+    assert record.status == "failed"
+    assert message in (record.error or "")
+    assert message in (tmp_path / "trial" / ERROR_NAME).read_text()
+    with pytest.raises(ExperimentError, match=r"1 started, 1 failed\); 1 of 1 failed: "):
+        rank([record])
+
+
+@pytest.mark.slow
+def test_the_log_says_what_a_trial_waits_for(tmp_path: Path) -> None:
+    settings = {key: PROXY[key] for key in ("threads", "space", "images", "views")}
+    (tmp_path / "proxy.yml").write_text(yaml.safe_dump({**settings, "untrained": {"references": 8, "batch_size": 16}}))
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "reference architectures" in line]
+    assert lines[0].endswith(": 0 of 8")
+    assert lines[-1].endswith(": 8 of 8")
+    assert "jacov: " in done.stdout

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -13,7 +16,15 @@ from rich.table import Table
 
 from nni_cssnas.errors import CssnasError
 
-__all__ = ["app", "architecture_of", "console", "main", "mapping", "short", "show_best"]
+__all__ = ["app", "architecture_of", "console", "main", "mapping", "short", "show_best", "show_references", "steps"]
+
+if TYPE_CHECKING:
+    from nni_cssnas.proxy import Proxy
+
+T = TypeVar("T")
+
+LINE_SECONDS = 10.0
+"""Between two lines of progress where there is no terminal."""
 
 app = typer.Typer(
     help="Label-free neural architecture search for NNI.",
@@ -93,6 +104,48 @@ def show_best(folder: Path, *, top: int, output: Path | None, force: bool) -> No
     console.print(f"best architecture: trial {ranked[0].sequence}, score {ranked[0].score:.4f}")
     for path in (files.architecture, *files.pictures):
         console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+def steps(items: Iterable[T], *, total: int, description: str) -> Iterator[T]:
+    """Pass items on with a progress bar; where there is no terminal, with a line now and then."""
+    if console.is_terminal:
+        from rich.progress import track
+
+        yield from track(items, total=total, description=description, console=console)
+        return
+    told = time.monotonic()
+    for number, item in enumerate(items, start=1):
+        if time.monotonic() - told >= LINE_SECONDS:
+            told = time.monotonic()
+            console.print(f"{description}: {number} of {total}", highlight=False)
+        yield item
+
+
+def show_references(proxy: Proxy) -> None:
+    """Score the reference architectures of an untrained score, if they are not kept from before, with a progress bar."""
+    if proxy.config.score == "contrastive":
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    told = -math.inf
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def on_references(done: int, total: int) -> None:
+            nonlocal told
+            what = (
+                "scoring reference architectures, once"
+                if done >= 0
+                else "another process scores the references; waiting"
+            )
+            bar.update(task, visible=True, total=total, completed=max(done, 0), description=what)
+            if not console.is_terminal and time.monotonic() - told >= LINE_SECONDS:
+                told = time.monotonic()
+                console.print(f"{what}: {max(done, 0)} of {total}", highlight=False)
+
+        proxy.on_references = on_references
+        _ = proxy.reference_set
 
 
 def main() -> None:

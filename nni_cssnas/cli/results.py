@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nni_cssnas.cli.app import app, architecture_of, console, mapping, short, show_best
+from nni_cssnas.cli.app import app, architecture_of, console, mapping, short, show_best, show_references, steps
 
 
 @app.command()
@@ -71,8 +71,6 @@ def screen(
     force: Annotated[bool, typer.Option("--force", help="Replace results that lie there.")] = False,
 ) -> None:
     """Search without an experiment: random architectures, and those that TPE learns from them."""
-    from rich.progress import track
-
     from nni_cssnas.config import ProxyConfig
     from nni_cssnas.errors import ConfigError
 
@@ -93,40 +91,67 @@ def screen(
     if score is not None:
         values["score"] = score
     settings = ProxyConfig(**values)
-    table = output / "screen.csv"
-    if table.exists() and not force:
-        raise ConfigError(f"{table} is there already; name another folder with --output, or use --force")
+    if minutes is not None and not minutes > 0:
+        raise ConfigError(f"--minutes is {minutes:g}; it must be more than 0 (leave it out for no limit)")
 
-    from nni_cssnas.results.screened import write_screened
+    from nni_cssnas.results.screened import refuse_to_overwrite, write_screened
+    from nni_cssnas.results.screening_log import LOG_NAME
+
+    if not force and not (output / LOG_NAME).exists():
+        refuse_to_overwrite(output, top)
+
     from nni_cssnas.screening import Screened, Screener
-    from nni_cssnas.search import choose, explore
+    from nni_cssnas.search import by_score, choose, explore, open_log
 
-    with console.status("reading the images, drawing and scoring the reference architectures"):
+    with console.status("reading the images"):
         screener = Screener(settings)
-        if settings.score != "contrastive":
-            _ = screener.proxy.reference_set
+    log = open_log(screener, output, force=force)
+    if log.screened:
+        console.print(
+            f"{log.path} holds {log.screened} architectures of this search; it goes on from there", soft_wrap=True
+        )
     found: list[Screened] = []
-    seconds = None if minutes is None else 60 * minutes
-    total = num + guided
-    with screener.spread(workers or screener.default_workers(total)) as spread:
-        drawn = explore(screener, spread, num, guided, seed=settings.seed, seconds=seconds)
-        try:
-            for item in track(drawn, total=total, description="screening", console=console):
+    ranked: list[Screened] = []
+    try:
+        show_references(screener.proxy)
+        with screener.spread(workers or screener.default_workers(num + guided), log) as spread:
+            seconds = None if minutes is None else 60 * minutes
+            drawn = explore(screener, spread, num, guided, seed=settings.seed, seconds=seconds)
+            for item in steps(drawn, total=num + guided, description="screening"):
                 found.append(item)
-        except KeyboardInterrupt:
-            console.print("interrupted; what was screened is kept")
+
+            def watched(method: Any, items: Any) -> Iterator[Any]:
+                return steps(spread(method, items), total=len(items), description="looking at the best once more")
+
+            ranked = choose(found, settings, watched)
+    except KeyboardInterrupt:
+        console.print(
+            f"\ninterrupted; {log.screened} screened architectures are kept in {log.path}, and the same command goes on",
+            soft_wrap=True,
+        )
         if not found:
-            raise typer.Exit(130)
-
-        def watched(method: Any, items: Any) -> Iterator[Any]:
-            again = spread(method, items)
-            yield from track(again, total=len(items), description="looking at the best once more", console=console)
-
-        ranked = choose(found, settings, watched)
-    paths = write_screened(ranked, output, top=top, force=force)
-    console.print(f"best of {len(ranked)} architectures: score {ranked[0].score:.4f}")
+            raise typer.Exit(130) from None
+    interrupted = not ranked
+    ranked = ranked or by_score(found)
+    if not ranked:
+        raise ConfigError(
+            f"nothing was screened in {minutes:g} minutes; the same command goes on from what was begun, or give it more --minutes"
+        )
+    paths = write_screened(ranked, output, top=top)
+    looked = sum(item.second_look is not None for item in ranked)
+    place = 1 + sum(item.score > ranked[0].score for item in ranked)
+    by = (
+        f"place {place} by score, and first of the {looked} best that were looked at once more"
+        if looked
+        else "by score alone"
+    )
+    console.print(
+        f"best of {len(ranked)} architectures: score {ranked[0].score:.4f} ({by})", highlight=False, soft_wrap=True
+    )
     for path in paths:
         console.print(f"  {path}", soft_wrap=True, highlight=False)
+    if interrupted:
+        raise typer.Exit(130)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Decoded images kept in one file that all trials of an experiment map into memory.
 
 A file is written once, under a lock and replaced atomically, and mapped copy-on-write by everyone
-after that: concurrent trials share its pages.
+after that: concurrent trials share its pages. Its checksum is read whenever it is mapped.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
+import socket
+import stat
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,13 +27,15 @@ __all__ = ["CACHE_VARIABLE", "Blocks", "cache_folder", "locked", "resident"]
 
 CACHE_VARIABLE = "NNI_CSSNAS_CACHE"
 # Part of every key: raise it when decoding, resizing or the drawing of subsets changes.
-FORMAT = 1
+FORMAT = 2
+PATIENCE = 60.0
+"""Seconds to wait for a lock before it is said who holds it."""
 
 Blocks = Callable[[], Iterator[NDArray[np.uint8]]]
 """Makes the images anew, as blocks of shape (n, 3, size, size) with n > 0."""
 
 
-class _UnusableError(Exception):
+class _UnusableError(OSError):
     """The cache's folder or file cannot be read or written."""
 
 
@@ -110,23 +114,67 @@ def resident(key: dict[str, Any], make: Blocks, *, kind: str, size: int, cache_d
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, waiting: Callable[[], None] = lambda: None, *, patience: float = PATIENCE) -> Iterator[None]:
     """Hold the exclusive lock ``path``; the system lets it go when its holder dies, however it dies.
 
-    Where there are no such locks (Windows, some network drives) nothing is held: files are still
-    replaced atomically, only the work may be done twice.
+    Where there are no such locks (some network drives) nothing is held: files are still replaced atomically, only the
+    work may be done twice.
+
+    Parameters
+    ----------
+    path
+        The lock's file, which stays. Beside it ``path.owner`` says who holds it.
+    waiting
+        Called once if another process holds it.
+    patience
+        Seconds after which a process that waits says for whom.
+
+    Raises
+    ------
+    OSError
+        If the lock's file cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        If ``patience`` is over: once, and the waiting goes on, since whoever holds it lives.
     """
-    if sys.platform == "win32":
+    from filelock import FileLock, Timeout
+
+    owner = path.with_name(f"{path.name}.owner")
+    lock = FileLock(path)
+    with _usable(), suppress(NotImplementedError):
+        try:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                waiting()
+                lock.acquire(timeout=patience)
+        except Timeout:
+            # A holder has its name beside the lock. Without one, nothing can be locked on this drive.
+            if owner.is_file():
+                warnings.warn(
+                    f"waiting for {_owner(owner)}, which holds {path}; end that process if it hangs", stacklevel=3
+                )
+                lock.acquire()
+    if not lock.is_locked:
         yield
         return
-    import fcntl
-
-    with _usable():
-        file = path.open("a")
-    with file:
+    try:
         with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
+    finally:
+        with suppress(OSError):
+            owner.unlink()
+        lock.release()
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")[:200]
+    except (OSError, ValueError):
+        return "another process"
 
 
 @contextmanager
@@ -148,7 +196,9 @@ def _read(path: Path, size: int) -> torch.Tensor | None:
     try:
         with _usable():
             # Copy-on-write: torch has no read-only tensors, and a write must not reach the other trials.
-            array = np.load(path, mmap_mode="c", allow_pickle=False)
+            # Opening a pipe would wait for ever.
+            is_file = stat.S_ISREG(path.stat().st_mode)
+            array = np.load(path, mmap_mode="c", allow_pickle=False) if is_file else None
             length = path.stat().st_size
     except _UnusableError:
         if not os.path.lexists(path):
@@ -156,12 +206,19 @@ def _read(path: Path, size: int) -> torch.Tensor | None:
         raise
     except (EOFError, SyntaxError) as error:
         raise ValueError(str(error) or "no header") from None
+    if array is None:
+        raise ValueError("not a file")
     if not isinstance(array, np.memmap):
         raise ValueError("not one array")
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (3, size, size):
         raise ValueError(f"{array.dtype} of shape {array.shape}")
-    if length != array.offset + array.nbytes:
-        raise ValueError(f"{length} bytes instead of {array.offset + array.nbytes}")
+    whole = array.offset + array.nbytes + len(_footer(0))
+    if length != whole:
+        raise ValueError(f"{length} bytes instead of {whole}")
+    with _usable(), path.open("rb") as file:
+        file.seek(array.offset + array.nbytes)
+        if file.read() != _footer(zlib.crc32(array.view(np.ndarray).data)):
+            raise ValueError("wrong checksum")
     return torch.from_numpy(array.view(np.ndarray))
 
 
@@ -180,11 +237,15 @@ def _write(path: Path, blocks: Iterator[NDArray[np.uint8]], size: int) -> None:
             with _usable():
                 # numpy leaves room for the first number to grow, so the header is put right at the end.
                 start = _write_header(file, count, size)
+            checksum = 0
             for block in blocks:
                 count += len(block)
+                content = np.ascontiguousarray(block).data
+                checksum = zlib.crc32(content, checksum)
                 with _usable():
-                    file.write(np.ascontiguousarray(block).data)
+                    file.write(content)
             with _usable():
+                file.write(_footer(checksum))
                 file.seek(0)
                 if _write_header(file, count, size) != start:
                     raise OSError("numpy's header changed its length")
@@ -195,6 +256,11 @@ def _write(path: Path, blocks: Iterator[NDArray[np.uint8]], size: int) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _footer(checksum: int) -> bytes:
+    """What follows the images: the CRC-32 of their bytes. Whoever reads the file as an .npy does not see it."""
+    return b"CRC-32: %08x\n" % checksum
 
 
 def _write_header(file: Any, count: int, size: int) -> int:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageFile, ImageOps, features
 
-__all__ = ["HEIF_ENDINGS", "endings", "fit", "formats", "load", "open_rgb", "to_rgb"]
+__all__ = ["HEIF_ENDINGS", "can_be_deep", "endings", "fit", "formats", "load", "needed_bits", "open_rgb", "to_rgb"]
 
 HEIF_ENDINGS = (".heic", ".heif", ".hif")
 # Containers that Pillow identifies but does not decode, and page descriptions, for which it starts another program.
 NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
+# Formats whose samples of 16 bits Pillow passes on as they are.
+DEEP = ("FITS", "PNG", "TIFF")
+COLOURS = ("RGB", "RGBA")
+# Pixels of a picture that counts as large: one of 13000 x 13000 takes 700 MB.
+LARGE = 40_000_000
+_one_at_a_time = threading.Lock()
 # Formats for which Pillow needs a library that it may have been built without.
 LIBRARIES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 
@@ -24,9 +36,7 @@ LIBRARIES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 def formats() -> tuple[str, ...]:
     """Names of the formats that are decoded: those of this Pillow that are pictures, and HEIF if pillow-heif is there."""
     if find_spec("pillow_heif"):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
+        import_module("pillow_heif").register_heif_opener()
     Image.init()
     absent = {name for name, library in LIBRARIES.items() if name in Image.OPEN and not features.check(library)}
     return tuple(name for name in Image.ID if name not in NO_PICTURES and name not in absent)
@@ -39,8 +49,15 @@ def endings() -> tuple[str, ...]:
     return tuple(sorted(ending for ending, name in Image.registered_extensions().items() if name in readable))
 
 
-def load(path: str | Path, size: int) -> NDArray[np.uint8]:
+def load(path: str | Path, size: int, bits: int = 16) -> NDArray[np.uint8]:
     """Decode a file (the first frame of one with several), upright, as :func:`fit` gives it.
+
+    Parameters
+    ----------
+    path, size
+        The file, and the side of the image in pixels.
+    bits
+        What the 16-bit files of its set really hold (:func:`nni_cssnas.images.depth.common_depth`).
 
     Returns
     -------
@@ -52,10 +69,10 @@ def load(path: str | Path, size: int) -> NDArray[np.uint8]:
     Exception
         Whatever Pillow raises for a file that is broken; there is no common class.
     """
-    return fit(open_rgb(path, size), size)
+    return fit(open_rgb(path, size, bits), size)
 
 
-def open_rgb(path: str | Path, size: int) -> Image.Image:
+def open_rgb(path: str | Path, size: int, bits: int = 16) -> Image.Image:
     """Decode a file upright and as RGB; a JPEG at a part of its size, but with a shorter side of at least ``2 * size``.
 
     Raises
@@ -63,19 +80,109 @@ def open_rgb(path: str | Path, size: int) -> Image.Image:
     Exception
         As :func:`load`.
     """
-    with Image.open(path, formats=formats()) as image:
+    with Image.open(path, formats=formats()) as image, _room(image.size):
         width, height = image.size
         factor = min(width, height) / (2 * size)
         if factor > 1:
             # JPEG only: decode at 1/2, 1/4 or 1/8 of the size, at least twice what is wanted. A photograph of 12
             # megapixels takes 17 ms instead of 104 for 224 px, and differs by at most 3 of 255 levels.
             image.draft(None, (int(width / factor), int(height / factor)))
+        deep = bits < 16 and _is_deep(image)
+        tiles = list(image.tile)
         image.load()
-        try:
-            upright = ImageOps.exif_transpose(image)
-        except Exception:  # a damaged EXIF block says nothing about the picture
-            upright = image
-        return to_rgb(upright)
+        if deep and image.mode in COLOURS:
+            image.paste(Image.fromarray(_to_8_bits(_both_bytes(path, image, tiles), integer=True, bits=bits)))
+        # A damaged EXIF block says nothing about the picture.
+        with suppress(Exception):
+            ImageOps.exif_transpose(image, in_place=True)
+        shrunk: Image.Image = image
+        if factor > 2 and width * height > LARGE:
+            # The conversion to RGB takes four bytes a pixel.
+            shrunk = image.convert("L") if image.mode == "1" else image
+            shrunk = shrunk.reduce(int(factor)) if shrunk.mode in ("L", "RGB") else shrunk
+        return to_rgb(shrunk, bits if deep else 16)
+
+
+def needed_bits(path: str | Path) -> int:
+    """Bits of the largest value in a file that keeps 16 bits a sample; 0 for any other file, and for one that is broken.
+
+    Formats that say how many bits count (JPEG 2000, PGM) are scaled to all 16 by Pillow and are no such files, nor are
+    files with values below 0 or of more than 16 bits.
+    """
+    try:
+        with Image.open(path, formats=formats()) as image, _room(image.size):
+            if not _is_deep(image):
+                return 0
+            image.load()
+            if image.mode in COLOURS:
+                # The upper bytes alone tell.
+                high = int(np.asarray(image)[..., :3].max())
+                return high.bit_length() + 8 if high else 8
+            values = np.asarray(image)
+            low, high = int(values.min()), int(values.max())
+            return high.bit_length() if low >= 0 and high <= 65535 else 0
+    except MemoryError:
+        raise
+    except Exception:  # as load: whoever loads it says what is wrong
+        return 0
+
+
+def can_be_deep(path: str | Path) -> bool:
+    """Whether a file of this name may have 16 bits a sample, so that it must be looked at."""
+    return os.path.splitext(path)[1].lower() in _deep_endings()
+
+
+@cache
+def _deep_endings() -> frozenset[str]:
+    return frozenset(ending for ending in endings() if Image.registered_extensions()[ending] in DEEP)
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """Whether an opened image, not loaded yet, has 16 bits a sample."""
+    if image.format not in DEEP:
+        return False
+    return image.mode.startswith("I") or (
+        image.mode in COLOURS and bool(image.tile) and ";16" in _raw_mode(image.tile[0])
+    )
+
+
+def _raw_mode(tile: Any) -> str:
+    arguments = tile[3]
+    return str(arguments if isinstance(arguments, str) else arguments[0] if arguments else "")
+
+
+def _both_bytes(path: str | Path, upper: Image.Image, tiles: list[Any]) -> NDArray[np.float64]:
+    """The 16-bit samples of a colour image: Pillow keeps the upper bytes only, (height, width, 3 or 4).
+
+    Read in the other byte order, the upper byte is what was the lower one. Where Pillow cannot (planes apart), the upper
+    ones must do.
+    """
+    with suppress(Exception):
+        return np.asarray(upper, dtype=np.float64) * 256 + _lower_bytes(path, tiles)
+    return np.asarray(upper, dtype=np.float64) * 257
+
+
+def _lower_bytes(path: str | Path, tiles: list[Any]) -> NDArray[np.float64]:
+    swap = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+    swapped = []
+    for codec, extents, offset, arguments in tiles:
+        plain, _, order = _raw_mode((codec, extents, offset, arguments)).partition(";16")
+        raw = f"{plain};16{swap[order]}"
+        swapped.append((codec, extents, offset, raw if isinstance(arguments, str) else (raw, *arguments[1:])))
+    with Image.open(path, formats=formats()) as lower:
+        lower.tile = [type(tile)(*new) for tile, new in zip(tiles, swapped, strict=True)]
+        lower.load()
+        return np.asarray(lower, dtype=np.float64)
+
+
+@contextmanager
+def _room(size: tuple[int, int]) -> Iterator[None]:
+    """Large pictures are decoded one at a time: several of them in several threads would fill the memory."""
+    if size[0] * size[1] <= LARGE:
+        yield
+        return
+    with _one_at_a_time:
+        yield
 
 
 def fit(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -101,17 +208,17 @@ def fit(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, bits: int = 16) -> Image.Image:
     """Any of Pillow's modes as RGB.
 
-    16-bit grey is scaled to 8 bits. 32-bit integers are taken for 16-bit values where they fit (so
+    16-bit grey is scaled to 8 bits, from the ``bits`` that its set holds. 32-bit integers are taken for 16-bit values where they fit (so
     older Pillows open 16-bit PNG), or else scaled from their range, as floats beyond [0, 255] are;
     floats in [0, 1] are scaled by 255. Transparency is composited on white.
     """
     mode = image.mode
     if mode.startswith(("I", "F")):
         values = np.asarray(image, dtype=np.float64)
-        return Image.fromarray(_to_8_bits(values, integer=mode != "F")).convert("RGB")
+        return Image.fromarray(_to_8_bits(values, integer=mode != "F", bits=bits)).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         # RGBa and La hold colours already multiplied by alpha; Pillow converts them to their plain forms only.
         if mode in ("RGBa", "La"):
@@ -121,11 +228,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bits(values: NDArray[np.float64], *, integer: bool) -> NDArray[Any]:
+def _to_8_bits(values: NDArray[np.float64], *, integer: bool, bits: int = 16) -> NDArray[Any]:
     values = np.nan_to_num(values)
     low, high = float(values.min()), float(values.max())
     if integer and low >= 0 and high <= 65535:
-        values = values / 257
+        values = values / (2**bits - 1) * 255
     elif not integer and low >= 0 and high <= 1:
         values = values * 255
     elif integer or low < 0 or high > 255:

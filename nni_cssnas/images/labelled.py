@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor
 from nni_cssnas.errors import ImagesError, nearest, printable
 from nni_cssnas.images import decode
 from nni_cssnas.images.cache import cache_folder, resident
+from nni_cssnas.images.depth import common_depth
 from nni_cssnas.images.listing import image_files, is_hidden
 from nni_cssnas.images.pool import Images, StreamedImages, fingerprint
 from nni_cssnas.images.sources import BLOCK_BYTES, CIFAR10_FOLDER, listed, read_npz, stamp, threads
@@ -35,10 +36,11 @@ MEASURED = 1024
 
 @dataclass(frozen=True)
 class Files:
-    """Pictures that stay on disk: ``names`` below ``folder``."""
+    """Pictures that stay on disk: ``names`` below ``folder``; 16-bit ones are scaled from the ``bits`` that their set holds."""
 
     folder: Path
     names: tuple[str, ...]
+    bits: int = 16
 
     def __len__(self) -> int:
         return len(self.names)
@@ -51,7 +53,7 @@ class Files:
         """The pictures, resized and cropped to ``size``, each decoded when it is asked for."""
 
         def load(position: int) -> NDArray[np.uint8] | str:
-            return _try(partial(decode.load, self.path(position), size), self.names[position])
+            return _try(partial(decode.load, self.path(position), size, self.bits), self.names[position])
 
         return StreamedImages(self.names, load, self.key, threads())
 
@@ -59,6 +61,7 @@ class Files:
     def key(self) -> str:
         """Names and sizes, which stand for the content."""
         content = json.dumps([[name, stamp(self.folder / name)[1]] for name in self.names])
+        content += f" {self.bits} bits" if self.bits < 16 else ""
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -74,12 +77,15 @@ class Split:
         Numbers of the classes, int64, ``(N,)``.
     names
         Of the images, for messages: paths below ``folder``, if they come from one.
+    bits
+        From which 16-bit images of the folder were scaled.
     """
 
     images: Tensor | Files
     labels: Tensor
     names: tuple[str, ...] = ()
     folder: Path | None = None
+    bits: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,8 +99,8 @@ class Split:
         """The images at these positions."""
         known = self.images.names if isinstance(self.images, Files) else self.names
         names = tuple(known[position] for position in index.tolist()) if known else ()
-        images = self.images[index] if isinstance(self.images, Tensor) else Files(self.images.folder, names)
-        return Split(images, self.labels[index], names, self.folder)
+        images = self.images[index] if isinstance(self.images, Tensor) else replace(self.images, names=names)
+        return replace(self, images=images, labels=self.labels[index], names=names)
 
     def counts(self, num_classes: int) -> Tensor:
         """Images of each class, ``(num_classes,)``."""
@@ -199,9 +205,9 @@ def load_labelled(
     )
     _check_classes(train, classes, str(source))
     if val is not None:
-        held_out, _, _ = read(val, classes=classes)
+        held_out, _, _ = read(val, classes=classes, bits=train.bits)
     elif own is not None:
-        held_out = own if isinstance(own, Split) else read(own, classes=classes)[0]
+        held_out = own if isinstance(own, Split) else read(own, classes=classes, bits=train.bits)[0]
     else:
         chosen = stratified(train.labels, len(classes), validation, seed, leave=1)
         if not len(chosen):
@@ -312,13 +318,19 @@ def _check_classes(split: Split, classes: Sequence[str], source: str) -> None:
 
 
 def _read(
-    source: str | Path, *, size: int, classes: tuple[str, ...] | None, resident_gb: float, cache_dir: Path | None
+    source: str | Path,
+    *,
+    size: int,
+    classes: tuple[str, ...] | None,
+    resident_gb: float,
+    cache_dir: Path | None,
+    bits: int | None = None,
 ) -> tuple[Split, tuple[str, ...], Path | None]:
     """Images, classes, and the folder of the validation images if there is one beside them."""
     path = Path(source).expanduser()
     if path.is_dir():
         folder, own = (path, None) if classes is not None else _halves(path)
-        split, names = _folder(folder, classes, size, resident_gb, cache_dir)
+        split, names = _folder(folder, classes, size, resident_gb, cache_dir, bits)
         return split, names, own
     if path.is_file() and path.suffix.lower() == ".npz":
         split, names = _npz(path, classes, size, cache_dir)
@@ -346,7 +358,12 @@ def _subfolders(folder: Path) -> list[str]:
 
 
 def _folder(
-    folder: Path, classes: tuple[str, ...] | None, size: int, resident_gb: float, cache_dir: Path | None
+    folder: Path,
+    classes: tuple[str, ...] | None,
+    size: int,
+    resident_gb: float,
+    cache_dir: Path | None,
+    bits: int | None,
 ) -> tuple[Split, tuple[str, ...]]:
     # Names on disk are any bytes; a class's name is also written into files of UTF-8.
     found = {printable(name): name for name in _subfolders(folder)}
@@ -380,7 +397,9 @@ def _folder(
     empty = [name for name in found if numbers[found[name]] not in seen]
     if empty:
         raise ImagesError(f"{folder}: no image of {listed(empty, 'class', 'classes')}; add some, or remove the folder")
-    split = Split(Files(folder, chosen), labels, chosen, folder)
+    # Validation images are scaled as the training images are.
+    depth = common_depth(folder, chosen, cache_dir=cache_dir) if bits is None else bits
+    split = Split(Files(folder, chosen, depth), labels, chosen, folder, depth)
     if len(chosen) * 3 * size**2 > resident_gb * 2**30:
         return split, names
     return _decoded(split, size, cache_dir), names
@@ -396,7 +415,7 @@ def _decoded(split: Split, size: int, cache_dir: Path | None) -> Split:
     assert isinstance(files, Files)
 
     def one(position: int) -> NDArray[np.uint8] | str:
-        return _try(partial(decode.load, files.path(position), size), files.names[position])
+        return _try(partial(decode.load, files.path(position), size, files.bits), files.names[position])
 
     def make() -> Iterator[NDArray[np.uint8]]:
         block = max(16, BLOCK_BYTES // (3 * size**2))
@@ -409,11 +428,13 @@ def _decoded(split: Split, size: int, cache_dir: Path | None) -> Split:
 
     key = {"source": "labelled", "folder": str(files.folder.resolve())}
     stamps = [(name, *stamp(files.folder / name)[1:]) for name in files.names]
-    images = resident(key | {"files": stamps}, make, kind="labelled", size=size, cache_dir=cache_dir)
+    images = resident(
+        key | {"files": stamps, "bits": files.bits}, make, kind="labelled", size=size, cache_dir=cache_dir
+    )
     # A file that cannot be read was put down as a black image; among these it is found again.
     black = (images.flatten(1).amax(1) == 0).nonzero().squeeze(1).tolist()
     bad = {position: reason for position in black if isinstance(reason := one(position), str)}
-    decoded = Split(images, split.labels, split.names, split.folder)
+    decoded = replace(split, images=images)
     if not bad:
         return decoded
     warnings.warn(f"{files.folder}: {listed(list(bad.values()))} could not be read, left out", stacklevel=2)

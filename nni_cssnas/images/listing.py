@@ -170,7 +170,8 @@ class _Walk:
         self._seen: dict[tuple[int, int], str] = {}
 
     def files(self) -> Iterator[_Entry]:
-        waiting, links = [""], []
+        waiting: list[str] = [""]
+        links: list[str] = []
         while waiting or links:
             # All real folders before the first link, so that a folder is known by its own name.
             linked = not waiting

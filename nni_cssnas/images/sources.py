@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import warnings
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +16,41 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nni_cssnas.base.files import one_line
 from nni_cssnas.config import ImagesConfig
 from nni_cssnas.errors import ImagesError, nearest
 from nni_cssnas.images import decode, tiles
 from nni_cssnas.images.cache import Blocks, cache_folder, locked, resident
+from nni_cssnas.images.depth import common_depth
+from nni_cssnas.images.files import stamp, threads
+from nni_cssnas.images.listing import Listing, image_files
 from nni_cssnas.images.pool import Images, StreamedImages
 
-__all__ = ["load_images"]
+__all__ = ["BLOCK_BYTES", "CIFAR10_FOLDER", "listed", "load_images", "read_npz", "stamp", "threads"]
 
 NAMES = ("cifar10", "tiles")
+# Keys of the section that say how many images.
+DRAWN = ("num_images", "fraction", "max_images")
 # Bytes of images decoded before they are written to the cache.
 BLOCK_BYTES = 2**25
 # Names in a message about unreadable files.
 NAMED = 5
 CIFAR10_FOLDER = "cifar-10-batches-py"
+# Part of the key of streamed images: raise it when decoding or resizing changes.
+DECODING = 2
 CIFAR10_FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 
 
-def load_images(config: ImagesConfig, *, cache_dir: Path | None = None, min_images: int = 2) -> Images:
+def load_images(
+    config: ImagesConfig, *, cache_dir: Path | None = None, min_images: int = 2, needed_by: str = "batch_size"
+) -> Images:
     """The images that ``config`` names, decoded, square and all of one size.
 
     They are decoded once: later calls, and other processes, map the same file
     (:mod:`nni_cssnas.images.cache`). A folder or file that changed is noticed by its names, sizes and
-    times. With ``num_images`` or ``fraction``, a random subset without replacement, in the order in
+    times. With ``num_images``, ``fraction`` or ``max_images``, a random subset without replacement, in the order in
     which it was drawn; of a folder only the drawn files are decoded, and an unreadable one is
-    replaced by the next drawn. The images of a folder that would take more than ``resident_gb`` are not
+    replaced by the next drawn. 16-bit images are scaled from the bits that the whole set holds. The images of a folder that would take more than ``resident_gb`` are not
     kept, but decoded whenever they are asked for.
 
     Parameters
@@ -54,6 +62,8 @@ def load_images(config: ImagesConfig, *, cache_dir: Path | None = None, min_imag
         ``~/.cache/nni_cssnas``.
     min_images
         Fewest images that are of use, for example the batch size.
+    needed_by
+        The key of ``proxy.yml`` that asks for so many, which the message names.
 
     Returns
     -------
@@ -68,8 +78,26 @@ def load_images(config: ImagesConfig, *, cache_dir: Path | None = None, min_imag
     Warns
     -----
     UserWarning
-        If files of a folder cannot be read, or the cache cannot be used.
+        If files of a folder are passed over or cannot be read, if there are fewer images than ``max_images``, or the
+        cache cannot be used.
     """
+    images = _load(config, cache_dir, min_images, needed_by)
+    if len(images) < min_images:
+        asked = ", ".join(f"{key} {value}" for key in DRAWN if (value := getattr(config, key)) is not None)
+        raise ImagesError(
+            f"images.source {config.source!r} gives {len(images)} images{asked and f' ({asked})'}; "
+            f"at least {min_images} are needed: take more images or lower {needed_by}"
+        )
+    if config.max_images is not None and config.fraction is None and len(images) < config.max_images:
+        warnings.warn(
+            f"images.source {config.source!r} has {len(images)} images, fewer than images.max_images "
+            f"{config.max_images}: all are taken",
+            stacklevel=2,
+        )
+    return images
+
+
+def _load(config: ImagesConfig, cache_dir: Path | None, min_images: int, needed_by: str) -> Images:
     source = config.source
     if source == "tiles":
         key, make = _tiles(config)
@@ -77,36 +105,22 @@ def load_images(config: ImagesConfig, *, cache_dir: Path | None = None, min_imag
         key, make = _cifar10(config, cache_dir)
     else:
         path = Path(source).expanduser()
-        if path.is_dir():
-            found = _folder(config, path, min_images)
+        if os.path.isdir(path):  # pathlib's raises for a name that is too long
+            found = _folder(config, path, min_images, needed_by, cache_dir)
             if isinstance(found, StreamedImages):
                 return found
             key, make = found
-        elif path.is_file() and path.suffix.lower() == ".npz":
+        elif os.path.isfile(path) and path.suffix.lower() == ".npz":
             key, make = _npz(config, path)
-        elif path.exists():
+        elif os.path.exists(path):
             raise ImagesError(f"images.source is {source!r}, a file; it must be a folder of images or an .npz file")
         else:
             raise ImagesError(f"images.source is {source!r}; no such folder or file{nearest(path.name, NAMES)}")
-    key |= {"num_images": config.num_images, "fraction": config.fraction}
-    if config.num_images is not None or config.fraction is not None:
-        # Without a subset the seed changes nothing, and must not make a second copy.
-        key["seed"] = config.seed
+    drawn = {name: getattr(config, name) for name in DRAWN}
+    # Without a subset the seed changes nothing, and must not make a second copy.
+    key |= drawn | ({"seed": config.seed} if any(value is not None for value in drawn.values()) else {})
     kind = source if source in NAMES else "npz" if Path(source).suffix.lower() == ".npz" else "folder"
-    images = resident(key, make, kind=kind, size=config.size, cache_dir=cache_dir)
-    if len(images) < min_images:
-        drawn = (
-            f" (num_images {config.num_images})"
-            if config.num_images is not None
-            else f" (fraction {config.fraction:g})"
-            if config.fraction is not None
-            else ""
-        )
-        raise ImagesError(
-            f"images.source {source!r} gives {len(images)} images{drawn}; at least {min_images} are needed: "
-            "take more images or a smaller batch_size"
-        )
-    return images
+    return resident(key, make, kind=kind, size=config.size, cache_dir=cache_dir)
 
 
 def _tiles(config: ImagesConfig) -> tuple[dict[str, Any], Blocks]:
@@ -171,11 +185,17 @@ def read_npz(path: Path) -> NDArray[np.uint8]:
             if "images" not in archive.files:
                 keys = ", ".join(repr(name) for name in archive.files) or "none"
                 raise ImagesError(f"{path} has no key 'images' (keys: {keys}); {wanted}")
+            if (claim := _false_claim(archive)) is not None:
+                raise ImagesError(f"{path}: {claim}; {wanted}")
             array = archive["images"]
     except ImagesError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, SyntaxError) as error:
-        raise ImagesError(f"{path} cannot be read ({error}); {wanted}") from None
+    except MemoryError:
+        raise ImagesError(
+            f"{path}: its 'images' do not fit into memory, or its header claims more than it holds; {wanted}"
+        ) from None
+    except Exception as error:  # a zip, a header in Python's syntax and a compressed stream fail in many ways
+        raise ImagesError(f"{path} cannot be read ({_numpys_reason(error)}); {wanted}") from None
     found = f"{path}: 'images' is {array.dtype} of shape {array.shape}"
     if array.dtype != np.uint8:
         hint = "; scale to 0..255 and use .astype('uint8')" if array.dtype.kind == "f" else ""
@@ -191,44 +211,49 @@ def read_npz(path: Path) -> NDArray[np.uint8]:
     return np.asarray(array)
 
 
-def _folder(config: ImagesConfig, folder: Path, min_images: int) -> tuple[dict[str, Any], Blocks] | StreamedImages:
-    dataset = _unlabelled(folder, partial(decode.load, size=config.size))
-    names: list[str] = dataset.get_filenames()
+def _folder(
+    config: ImagesConfig, folder: Path, min_images: int, needed_by: str, cache_dir: Path | None
+) -> tuple[dict[str, Any], Blocks] | StreamedImages:
+    found = _unlabelled(folder)
+    names = found.names
     order = _draw(len(names), config, all_of_them=True)
     wanted = _wanted(len(names), config)
+    drawn = [names[index] for index in order[:wanted].tolist()]
 
-    def try_one(index: int) -> NDArray[np.uint8] | str:
+    def try_one(name: str, bits: int) -> NDArray[np.uint8] | str:
         try:
-            image: NDArray[np.uint8] = dataset[index][0]
-            return image
+            return decode.load(folder / name, config.size, bits)
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-            return f"{names[index]} ({str(error) or type(error).__name__})"
+            return f"{name} ({_reason(error)})"
 
     stamps = [(name, *stamp(folder / name)[1:]) for name in names]
     if wanted >= min_images and wanted * 3 * config.size**2 > config.resident_gb * 2**30:
-        drawn = order[:wanted].tolist()
-        content = json.dumps([config.size, str(folder.resolve()), [stamps[index] for index in drawn]])
+        bits = common_depth(folder, drawn, cache_dir=cache_dir)
+        content = json.dumps(
+            [DECODING, bits, config.size, str(folder.resolve()), [stamps[index] for index in order[:wanted].tolist()]]
+        )
         return StreamedImages(
-            [names[index] for index in drawn],
-            lambda position: try_one(drawn[position]),
+            drawn,
+            lambda position: try_one(_unchanged(folder, stamps[int(order[position])]), bits),
             hashlib.sha256(content.encode()).hexdigest(),
             threads(),
         )
 
     def make() -> Iterator[NDArray[np.uint8]]:
+        bits = common_depth(folder, drawn, cache_dir=cache_dir)
         block = max(16, BLOCK_BYTES // (3 * config.size**2))
         unreadable: list[str] = []
         count = position = 0
         with ThreadPoolExecutor(threads()) as pool:
             while count < wanted and position < len(order):
-                some = order[position : position + min(block, wanted - count)]
+                some = [names[index] for index in order[position : position + min(block, wanted - count)].tolist()]
                 position += len(some)
                 with warnings.catch_warnings():
                     # Pillow warns of what it then raises or mends; one warning of ours names the files.
                     warnings.filterwarnings("ignore", module="PIL")
-                    decoded = list(pool.map(try_one, some.tolist()))
+                    decoded = list(pool.map(try_one, some, [bits] * len(some)))
                 unreadable += [item for item in decoded if isinstance(item, str)]
                 images = [item for item in decoded if not isinstance(item, str)]
                 count += len(images)
@@ -237,11 +262,13 @@ def _folder(config: ImagesConfig, folder: Path, min_images: int) -> tuple[dict[s
         # A draw that is too small to begin with is load_images' to refuse.
         least = min(wanted, max(min_images, config.num_images or 0))
         if count < least:
-            asked = f"images.num_images is {least}" if least == config.num_images else f"at least {least} are needed"
+            exact = least == config.num_images
+            asked = f"images.num_images is {least}" if exact else f"at least {least} are needed ({needed_by})"
             raise ImagesError(
                 f"{folder} has {count} readable images, but {asked}"
                 + (f"; {listed(unreadable)} could not be read" if unreadable else "")
                 + (" (images.fraction takes a part of them)" if config.fraction is not None else "")
+                + f": lower {'images.num_images' if exact else needed_by} or add images"
             )
         if unreadable:
             warnings.warn(f"{folder}: {listed(unreadable)} could not be read, left out", stacklevel=2)
@@ -249,35 +276,71 @@ def _folder(config: ImagesConfig, folder: Path, min_images: int) -> tuple[dict[s
     return {"source": "folder", "folder": str(folder.resolve()), "files": stamps}, make
 
 
-def _unlabelled(folder: Path, loader: Callable[[str], Any]) -> Any:
-    """lightly's data set of all images below ``folder``, at any depth.
-
-    ``LightlyDataset(folder)`` itself takes subfolders for classes: it leaves out images beside them, refuses empty
-    ones, and demands PyAV where it sees a video. So its files are found with the whole tree as one class.
+def _unchanged(folder: Path, before: tuple[str, int, int]) -> str:
+    """The name of a file that is still the one that was listed.
 
     Raises
     ------
     ImagesError
-        If there is no image.
+        If it is not: a search on a mixture of two sets of images could not be repeated.
     """
-    from lightly.data import LightlyDataset
-    from torchvision.datasets import ImageFolder
-    from torchvision.datasets.folder import IMG_EXTENSIONS
+    name = before[0]
+    now = stamp(folder / name)[1:]
+    if now != before[1:]:
+        what = "is gone" if now == (-1, -1) else "was changed"
+        raise ImagesError(
+            f"{folder / name} {what} while the images are in use; start again with the images as they are now"
+        )
+    return name
 
-    class UnlabelledFolder(ImageFolder):  # type: ignore[misc, unused-ignore]
-        def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-            return [""], {"": 0}
 
+def _unlabelled(folder: Path) -> Listing:
+    """All images below ``folder``, at any depth, after a warning of what was passed over.
+
+    Raises
+    ------
+    ImagesError
+        If there is none.
+    """
     try:
-        return LightlyDataset.from_torch_dataset(UnlabelledFolder(str(folder), loader=loader))
-    except FileNotFoundError:
-        others = Counter(Path(name).suffix.lower() for _, _, names in os.walk(folder) for name in names)
-    total = sum(others.values())
-    kinds = ", ".join(repr(suffix) if suffix else "without extension" for suffix, _ in others.most_common(NAMED))
-    state = f"has no image in it, only {total} other file{'s' * (total != 1)} ({kinds})" if total else "is empty"
+        found = image_files(folder)
+    except OSError as error:
+        raise ImagesError(f"images.source {str(folder)!r} cannot be read: {error.strerror or error}") from None
+    if found.names:
+        found.warn(stacklevel=4)
+        return found
+    passed = found.passed_over()
+    state = f"has no image in it; passed over: {passed}" if passed else "is empty"
     raise ImagesError(
-        f"images.source {str(folder)!r} {state}; files with these extensions count: {', '.join(IMG_EXTENSIONS)}"
+        f"images.source {str(folder)!r} {state}; what counts are pictures that Pillow reads, as .jpg and .png"
     )
+
+
+def _false_claim(archive: Any) -> str | None:
+    """What is wrong with the size that the header of 'images' names; asked before so much memory is taken."""
+    with archive.zip.open("images.npy") as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            return None
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        held = archive.zip.getinfo("images.npy").file_size - file.tell()
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize == held:
+        return None
+    return f"the header of 'images' claims {dtype} of shape {shape}, but {held} bytes follow"
+
+
+def _numpys_reason(error: Exception) -> str:
+    """numpy's message without its advice to load what may run code."""
+    text = _reason(error)
+    if text.startswith("Object arrays"):
+        return "it holds Python objects, which are not loaded"
+    # numpy takes all that it does not know for a pickle.
+    return "it is no .npz archive" if "pickle" in text else text
+
+
+def _reason(error: Exception) -> str:
+    return one_line(error) or type(error).__name__
 
 
 def _resized(array: NDArray[np.uint8], config: ImagesConfig) -> Iterator[NDArray[np.uint8]]:
@@ -309,35 +372,22 @@ def _wanted(total: int, config: ImagesConfig) -> int:
     if config.num_images is not None:
         if config.num_images > total:
             raise ImagesError(
-                f"images.num_images is {config.num_images}, but images.source {config.source!r} has only {total}"
+                f"images.num_images is {config.num_images}, but images.source {config.source!r} has only {total}; "
+                f"use images.max_images to take at most {config.num_images}"
             )
         return config.num_images
-    return total if config.fraction is None else max(1, round(config.fraction * total))
+    part = total if config.fraction is None else max(1, round(config.fraction * total))
+    return part if config.max_images is None else min(part, config.max_images)
 
 
 def _draw(total: int, config: ImagesConfig, *, all_of_them: bool = False) -> NDArray[np.int64]:
     """Indices of the images to take; ``all_of_them``: also the rest, as what would be drawn next."""
     wanted = _wanted(total, config)
-    if config.num_images is None and config.fraction is None:
+    if config.num_images is None and config.fraction is None and wanted == total:
         return np.arange(total)
     generator = torch.Generator().manual_seed(config.seed % 2**63)
     order = torch.randperm(total, generator=generator).numpy()
     return order if all_of_them else order[:wanted]
-
-
-def stamp(path: Path) -> tuple[str, int, int]:
-    """Name, size and time of a file; they stand for its content."""
-    try:
-        status = path.stat()
-    except OSError:  # a dangling link: unreadable, and a changed key once it is mended
-        return str(path), -1, -1
-    return str(path), status.st_size, status.st_mtime_ns
-
-
-def threads() -> int:
-    """Pillow decodes without Python's lock; more threads than a few only compete with the other trials."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores)
 
 
 def listed(items: Sequence[str], one: str = "file", many: str = "files") -> str:

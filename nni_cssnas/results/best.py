@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +21,24 @@ def rank(records: Sequence[TrialRecord]) -> list[TrialRecord]:
     Raises
     ------
     ExperimentError
-        If no trial finished; tells how many there are and what the last failed one said.
+        If no trial finished; tells how many there are and what the failed ones said.
     """
     finished = [record for record in records if record.finished]
     if not finished:
-        failed = [record for record in records if record.status == "failed"]
-        last = f"; the last one that failed said: {failed[-1].error}" if failed else ""
-        stopped = sum(record.status == "stopped" for record in records)
-        counts = f"{len(records)} started, {len(failed)} failed" + (f", {stopped} stopped" if stopped else "")
-        raise ExperimentError(f"no trial has finished yet ({counts}){last}")
+        raise ExperimentError(_nothing(records))
     return sorted(finished, key=lambda record: (-(record.score or 0.0), record.sequence))
+
+
+def _nothing(records: Sequence[TrialRecord]) -> str:
+    """Why there is no best one: how many trials there are, and what most of the failed ones said."""
+    failed = [(record.error or "no message").strip().splitlines()[0] for record in records if record.status == "failed"]
+    stopped = sum(record.status == "stopped" for record in records)
+    counts = f"{len(records)} started, {len(failed)} failed" + (f", {stopped} stopped" if stopped else "")
+    if not failed:
+        return f"no trial has finished yet ({counts})"
+    (said, number), *others = Counter(failed).most_common()
+    told = f"{number} of {len(failed)} failed" if others else f"{number} of {len(records)} failed"
+    return f"no trial has finished yet ({counts}); {told}: {said}"
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,23 @@ from __future__ import annotations
 import json
 import math
 import os
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nni_cssnas.errors import ExperimentError
+from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["RECORD_NAME", "TrialRecord", "read_records", "write_atomically"]
+from nni_cssnas.errors import CssnasError, ExperimentError
+from nni_cssnas.genotype import Genotype
+
+__all__ = ["ERROR_NAME", "RECORD_NAME", "TrialRecord", "read_records", "write_atomically"]
 
 RECORD_NAME = "record.json"
+ERROR_NAME = "error.txt"
 
 
 @dataclass
@@ -93,20 +99,48 @@ class TrialRecord:
             ) from None
         return path
 
+    def write_error(self, folder: Path, error: BaseException) -> None:
+        """Write ``error.txt``: what went wrong, with which architecture, and where in the code."""
+        story = "".join(traceback.format_exception(error))
+        text = f"{self.error}\n\narchitecture: {json.dumps(self.parameters)}\n\n{story}"
+        write_atomically(folder / ERROR_NAME, text)
+
     @classmethod
     def read(cls, path: Path) -> TrialRecord:
-        """Read one record. Raises ExperimentError if it is damaged."""
+        """Read one record; keys of a later version are left out.
+
+        Raises
+        ------
+        ExperimentError
+            If the file is damaged, or a value has another type than a trial writes.
+        """
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             known = {item.name for item in fields(cls)}
-            return cls(**{key: value for key, value in data.items() if key in known})
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ExperimentError(f"cannot read the record {path}: {error}") from None
+            text = json.dumps({key: data[key] for key in data if key in known})
+            record = _adapter().validate_json(text, strict=True)
+            if record.genotype is not None:
+                Genotype.from_dict(record.genotype)
+            return record
+        except ValidationError as error:
+            first = error.errors()[0]
+            value = f"{first['input']!r:.60}"
+            problem = (
+                f"{'.'.join(map(str, first['loc'])) or 'it'} is {value}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            )
+        except (OSError, ValueError, TypeError, RecursionError, CssnasError) as error:
+            problem = str(error)
+        raise ExperimentError(f"cannot read the record {path}: {problem}")
 
     @property
     def finished(self) -> bool:
         """Whether the trial ended with a finite score."""
         return self.status == "succeeded" and self.score is not None and math.isfinite(self.score)
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[TrialRecord]:
+    return TypeAdapter(TrialRecord)
 
 
 def read_records(folder: Path) -> list[TrialRecord]:

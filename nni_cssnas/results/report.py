@@ -131,6 +131,7 @@ def make_report(folder: Path, records: Sequence[TrialRecord], *, top: int = 20) 
             for record in ranked[:DRAWN]
             if record.genotype
         ],
+        data=_training_data(some.config),
         choices=None if not ranked or ranked[0].genotype else ranked[0].parameters,
         figures=figures,
         names=names,
@@ -217,6 +218,12 @@ def _experiment_yml(profile: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: profile[name] for name in names if profile.get(name) not in (None, "")}
     platform = (profile.get("trainingService") or {}).get("platform")
     return found | ({"trainingService": {"platform": platform}} if platform else {})
+
+
+def _training_data(config: Mapping[str, Any]) -> str:
+    """Options of ``retrain`` for the images that were searched on; labels of a folder of photographs lie elsewhere."""
+    source = str((config.get("images") or {}).get("source", ""))
+    return "--data cifar10 --recipe cifar10" if source == "cifar10" else "--data LABELLED_FOLDER --recipe folder"
 
 
 def _short(value: Any) -> str:

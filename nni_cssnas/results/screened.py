@@ -13,7 +13,7 @@ from nni_cssnas.errors import ExperimentError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.results.records import write_atomically
 
-__all__ = ["ScoredArchitecture", "write_screened"]
+__all__ = ["ScoredArchitecture", "refuse_to_overwrite", "write_screened"]
 
 
 class ScoredArchitecture(Protocol):
@@ -27,28 +27,45 @@ class ScoredArchitecture(Protocol):
     def components(self) -> Mapping[str, float]: ...
     @property
     def genotype(self) -> Genotype | None: ...
+    @property
+    def second_look(self) -> float | None: ...
 
 
-def write_screened(
-    ranked: Sequence[ScoredArchitecture], folder: Path, *, top: int = 1, force: bool = False
-) -> list[Path]:
-    """Write ``screen.csv``, in the order given, and the first as ``genotype.json`` with pictures, or ``sample.json``.
-
-    The others of the first ``top`` become ``genotype-2.json`` and so on.
+def refuse_to_overwrite(folder: Path, top: int = 1) -> None:
+    """Find before the work what :func:`write_screened` would replace.
 
     Raises
     ------
     ExperimentError
-        If one of the files is there and ``force`` is false, or the folder cannot be written.
+        If one of the files is there.
+    """
+    stems = [name + (f"-{rank}" if rank > 1 else "") for rank in range(1, top + 1) for name in ("genotype", "sample")]
+    for name in ("screen.csv", *(stem + ending for stem in stems for ending in (".json", ".svg", ".png"))):
+        if (folder / name).exists():
+            raise ExperimentError(
+                f"{folder / name} is there already; name another folder with --output, or use --force"
+            )
+
+
+def write_screened(ranked: Sequence[ScoredArchitecture], folder: Path, *, top: int = 1) -> list[Path]:
+    """Write ``screen.csv``, in the order given, and the first as ``genotype.json`` with pictures, or ``sample.json``.
+
+    The others of the first ``top`` become ``genotype-2.json`` and so on. What is there is replaced.
+
+    Raises
+    ------
+    ExperimentError
+        If the folder cannot be written.
     """
     names = sorted({name for item in ranked for name in item.components})
     choices = sorted({name for item in ranked for name in item.parameters})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "score", *names, *choices])
+    writer.writerow(["rank", "second_look", "score", *names, *choices])
     for rank, item in enumerate(ranked, start=1):
         parts = [item.components.get(name, "") for name in names]
-        writer.writerow([rank, item.score, *parts, *(item.parameters.get(name, "") for name in choices)])
+        look = "" if item.second_look is None else item.second_look
+        writer.writerow([rank, look, item.score, *parts, *(item.parameters.get(name, "") for name in choices)])
     files = {folder / "screen.csv": text.getvalue()}
     pictures: dict[Path, tuple[Genotype, str]] = {}
     for rank, item in enumerate(ranked[:top], start=1):
@@ -59,9 +76,6 @@ def write_screened(
             place = "Best" if rank == 1 else f"Number {rank}"
             pictures[stem] = (item.genotype, f"{place} of {len(ranked)} screened: score {item.score:.4f}")
     try:
-        for path in files:
-            if path.exists() and not force:
-                raise ExperimentError(f"{path} is there already; name another folder, or use --force")
         folder.mkdir(parents=True, exist_ok=True)
         for path, content in files.items():
             write_atomically(path, content)

@@ -143,7 +143,7 @@ class PictureBatches(Dataset[Batch]):
 
     def _picture(self, epoch: int, position: int) -> Tensor | None:
         try:
-            picture = decode.open_rgb(self.files.path(position), self.edge)
+            picture = decode.open_rgb(self.files.path(position), self.edge, self.files.bits)
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...

@@ -118,7 +118,8 @@ def check_images(num_images: int, config: ContrastiveConfig) -> int:
     Raises
     ------
     ConfigError
-        If what is left to train on is less than one batch, or fewer than 2 images are held out.
+        If what is left to train on is less than one batch, fewer than 2 images are held out, or ``steps`` end within the
+        first epoch where the criterion is the drop from the first epoch to the last.
     """
     num_held_out = round(config.held_out * num_images)
     if config.held_out and num_held_out < 2:
@@ -130,6 +131,12 @@ def check_images(num_images: int, config: ContrastiveConfig) -> int:
         raise ConfigError(
             f"batch_size is {config.batch_size} but there are only {num_images - num_held_out} images to train on "
             f"({num_images} less {num_held_out} held out); lower batch_size or use more images"
+        )
+    epoch = (num_images - num_held_out) // config.batch_size
+    if config.criterion == "drop" and config.steps is not None and config.steps <= epoch:
+        raise ConfigError(
+            f"criterion is 'drop' but steps is {config.steps} and one epoch has {epoch}, so that every drop would be 0; "
+            f"set steps to {2 * epoch} or more, or criterion: loss"
         )
     return num_held_out
 

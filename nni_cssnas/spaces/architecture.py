@@ -14,7 +14,7 @@ from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import GenotypeError, SpaceError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.spaces.backbone import inspect
-from nni_cssnas.spaces.encoding import decode
+from nni_cssnas.spaces.encoding import decode, encode
 from nni_cssnas.spaces.factory import make_space
 from nni_cssnas.spaces.network import CellNetwork
 
@@ -128,7 +128,8 @@ def read_architecture(
         A published name (``DARTS_V2``), the DARTS form, JSON, a file with either, or a folder of ``nni-cssnas best`` or
         ``screen`` with its ``genotype.json``.
     space, sample
-        ``module:attribute`` of any NNI model space, and a JSON file with the choices of one of its samples.
+        ``module:attribute`` of any NNI model space, and a JSON file with the choices of one of its samples, as
+        ``nni-cssnas best`` writes them, or as NNI's ``space.freeze`` takes them.
 
     Raises
     ------
@@ -149,8 +150,21 @@ def read_architecture(
         what = "a genotype; leave --space and --sample out" if isinstance(data, dict) else type(data).__name__
         raise GenotypeError(f"{path} must hold the choices of one sample as a JSON object, but holds {what}")
     config = space if isinstance(space, SpaceConfig) else SpaceConfig(name=space)
-    decode(make_space(config), data)
-    return Architecture(space=config, parameters=data)
+    return Architecture(space=config, parameters=_parameters(make_space(config), data))
+
+
+def _parameters(space: Any, data: dict[str, Any]) -> dict[str, Any]:
+    """The choices of a file in a tuner's form, where they may be in that of NNI's samples. Raises SpaceError."""
+    try:
+        decode(space, data)
+        return data
+    except SpaceError as error:
+        try:
+            parameters = encode(space, data)
+            decode(space, parameters)
+        except SpaceError:
+            raise error from None  # what is wrong with it in the form that this package writes
+        return parameters
 
 
 def _genotype(text: str) -> Genotype:

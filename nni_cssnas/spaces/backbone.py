@@ -139,8 +139,10 @@ class _Probe:
         self.shapes: dict[str, torch.Size] = {}  # in the order in which the modules finished
         self.results: dict[str, Any] = {}
         names = {module: name for name, module in model.named_modules()}
+        open_modules: list[nn.Module] = []
 
         def before(module: nn.Module, args: tuple[Any, ...]) -> None:
+            open_modules.append(module)
             self.inputs[names[module]] = args[0] if len(args) == 1 else args
             tensor = feature_tensor(args)
             stride = _stride(module)
@@ -151,6 +153,7 @@ class _Probe:
                 )
 
         def after(module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
+            open_modules.pop()
             name = names[module]
             self.results[name] = result
             tensor = feature_tensor(result)
@@ -167,14 +170,54 @@ class _Probe:
                 self.output = model(images)
         except SpaceError:
             raise
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            raise SpaceError(
-                f"the network fails on images of {size}x{size} pixels ({str(error).strip().splitlines()[0] if str(error) else type(error).__name__}); "
-                "they may be smaller than its total stride, or it was declared for another size"
-            ) from error
+        except Exception as error:  # a user's own layers may fail in any way
+            failed = open_modules[-1] if open_modules else model
+            taken = feature_tensor(self.inputs.get(names[failed]))
+            raise SpaceError(_explain(error, names[failed], failed, taken, images)) from error
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _explain(error: Exception, name: str, module: nn.Module, taken: Tensor | None, images: Tensor) -> str:
+    """Why images cannot pass a network, where that is seen from the layer ``name`` that failed on ``taken``."""
+    size = f"{images.shape[2]}x{images.shape[3]}"
+    layer = f"{type(module).__name__} {name!r}"
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if taken is not None:
+        expected, found = _widths(module, taken)
+        if expected is not None and expected != found:
+            if taken.data_ptr() == images.data_ptr():
+                return (
+                    f"the network is for images of {expected} channel{'' if expected == 1 else 's'} (layer {layer}), but "
+                    f"here they always have {found}, grey ones too; declare it with {found} input channels"
+                )
+            if isinstance(module, nn.Linear):
+                return (
+                    f"layer {layer} takes {expected} features, but gets {found}: the network was declared for another "
+                    f"size than {size} pixels (images.size or views.input_size), or candidates of one choice differ in width"
+                )
+            return (
+                f"this combination of candidates cannot run: layer {layer} takes {expected} channels, but gets {found}; "
+                "let all candidates of a choice give the same number of channels"
+            )
+    if ("must match" in reason and "dimension 1" in reason) or "Sizes of tensors must match" in reason:
+        return (
+            f"this combination of candidates cannot run: {layer} joins maps of different shapes ({reason}); let all "
+            "candidates of a choice give the same number of channels, and the same size"
+        )
+    return (
+        f"the network fails on images of {size} pixels in layer {layer} ({reason}); "
+        "they may be smaller than its total stride, or it was declared for another size"
+    )
+
+
+def _widths(module: nn.Module, taken: Tensor) -> tuple[int | None, int]:
+    """How many channels or features a layer takes, if it tells, and how many it got."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, taken.shape[-1]
+    width = getattr(module, "in_channels", None) or getattr(module, "num_features", None)
+    return (width if isinstance(width, int) else None), taken.shape[1] if taken.ndim > 1 else 0
 
 
 def _stride(module: nn.Module) -> int:

@@ -142,17 +142,32 @@ def search_space(space: ModelSpace) -> dict[str, dict[str, Any]]:
 def encode(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
     """A tuner's parameters from a sample of the space (``space.random()``): the inverse of :func:`decode`.
 
+    A sample may lack choices that its architecture does not have, as those of blocks beyond its depth, and have others, as
+    NNI's own searched architectures do: what ``space.freeze`` takes is taken. Such choices get NNI's default.
+
     Raises
     ------
     SpaceError
-        If the sample lacks a choice, or has a value that is not the space's.
+        If the sample lacks a choice that its architecture needs, or has a value that is not the space's.
     """
+    choices = _flat(space).choices
+    missing = [choice.label for choice in choices if choice.label not in sample]
+    if missing:
+        _check_not_needed(space, sample, missing[0])
+    leaves = {str(label): leaf for label, leaf in space.simplify().items()} if missing else {}
     parameters: dict[str, Any] = {}
-    for choice in _flat(space).choices:
-        if choice.label not in sample:
-            raise SpaceError(f"the sample has no choice {choice.label!r}{nearest(choice.label, map(str, sample))}")
-        parameters |= choice.encode(sample[choice.label])
+    for choice in choices:
+        label = choice.label
+        parameters |= choice.encode(sample[label] if label in sample else leaves[label].default())
     return json.loads(json.dumps(parameters))  # type: ignore[no-any-return]
+
+
+def _check_not_needed(space: ModelSpace, sample: Mapping[str, Any], label: str) -> None:
+    """Raise SpaceError if the architecture of a sample cannot be built without the choices that it lacks."""
+    try:
+        space.freeze(dict(sample))
+    except Exception as error:  # NNI's own, or whatever a network's constructor makes of a choice that is not there
+        raise SpaceError(f"the sample has no choice {label!r}{nearest(label, map(str, sample))}") from error
 
 
 def decode(space: ModelSpace, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import traceback
+from pathlib import Path
 from typing import Any
 
 from nni_cssnas.config import SpaceConfig
@@ -18,7 +20,7 @@ def make_space(config: SpaceConfig) -> Any:
     Raises
     ------
     SpaceError
-        If the module or attribute does not exist, does not take the arguments, or gives no NNI ``ModelSpace``.
+        If the module or attribute does not exist, fails, does not take the arguments, or gives no NNI ``ModelSpace``.
     """
     module_name, attribute = config.name.split(":")
     try:
@@ -28,6 +30,8 @@ def make_space(config: SpaceConfig) -> Any:
             f"space {config.name!r}: cannot import module {module_name!r}: {error}; "
             "it must be installed or lie in the folder of experiment.yml (trialCodeDirectory)"
         ) from error
+    except Exception as error:  # the user's code, which may fail in any way
+        raise SpaceError(f"space {config.name!r}: module {module_name!r} fails: {_where(error)}") from error
     factory = getattr(module, attribute, None)
     if factory is None:
         names = [name for name in vars(module) if not name.startswith("_")]
@@ -40,8 +44,22 @@ def make_space(config: SpaceConfig) -> Any:
         space = factory(**config.arguments)
     except CssnasError:
         raise
-    except TypeError as error:
-        raise SpaceError(f"space {config.name!r} cannot be made with {config.arguments}: {error}") from error
+    except Exception as error:  # the user's code, which may fail in any way
+        remedy = ""
+        if "label" in str(error).lower():
+            remedy = "; give every choice a name of its own, as in LayerChoice([...], label='op1')"
+        raise SpaceError(
+            f"space {config.name!r} cannot be made with {config.arguments}: {_where(error)}{remedy}"
+        ) from error
     if not isinstance(space, ModelSpace):
         raise SpaceError(f"space {config.name!r} gives {type(space).__name__}, which is no NNI ModelSpace")
     return space
+
+
+def _where(error: Exception) -> str:
+    """What went wrong, in one line, and where in the file it was."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, (TypeError, SyntaxError)):
+        return text  # names the place by itself
+    [*_, last] = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {text} ({Path(last.filename).name}, line {last.lineno})"

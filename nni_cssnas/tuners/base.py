@@ -2,8 +2,10 @@
 
 Life cycle of a proposal: ``generate_parameters(id)`` -> the trial runs -> ``receive_trial_result(id, ...)``
 and ``trial_end(id, success)``, in either order, from two threads; a trial that fails has only the
-latter. NNI 3.0 may also send ids that the tuner never gave out. None of this may raise: an exception in
-a tuner leaves the experiment RUNNING for ever.
+latter. NNI 3.0 may also send ids that the tuner never gave out. The search space may change while trials run
+(``nnictl update searchspace``). None of this may raise: an exception in a tuner leaves the experiment RUNNING for
+ever. What is wrong with the arguments raises in the constructor, which NNI reports, and what takes longer than NNI
+waits for a tuner (10 s) is only tried with the first proposal.
 """
 
 from __future__ import annotations
@@ -11,28 +13,29 @@ from __future__ import annotations
 import abc
 import logging
 import math
+import sys
 import threading
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nni import NoMoreTrialError, load
 from nni.algorithms.hpo import random_tuner
 from nni.algorithms.hpo.tpe_tuner import create_liar
-from nni.common.hpo_utils import OptimizeMode, deformat_parameters, format_parameters, format_search_space
+from nni.common.hpo_utils import OptimizeMode, deformat_parameters, format_parameters
 from nni.tuner import Tuner
 
-from nni_cssnas.config import ConstraintsConfig, ScreenConfig
+from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
 from nni_cssnas.errors import ConfigError, nearest
+from nni_cssnas.tuners.failures import Failures
 from nni_cssnas.tuners.journal import Entry, Journal
+from nni_cssnas.tuners.space import Mutation, Params, format_space
 
 __all__ = ["Params", "SearchTuner", "finite_score"]
 
 ATTEMPTS = 500
 """Proposals in a row that may break the constraints."""
-
-Params = dict[Any, Any]
-"""A proposal in NNI's internal form: key of a choice -> index of its value, or number."""
 
 _logger = logging.getLogger("nni.tuner.cssnas")
 
@@ -47,6 +50,10 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
     * a failed trial, and one whose score is not finite, has an infinite loss;
     * running trials count as the best seen so far (constant liar), so that concurrent proposals differ;
     * proposals that break a constraint never become trials; of several, screening picks the best;
+    * when the search space changes, what was learned is kept where its values are in the new one too;
+    * when nothing but failures has come, all for one reason, the search ends
+      (:class:`~nni_cssnas.tuners.failures.Failures`);
+    * what goes wrong in the search itself is logged, and a random proposal takes its place;
     * results and ends of trials may come in any order, twice, or for an unknown id.
 
     Parameters
@@ -68,7 +75,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
     Raises
     ------
     ConfigError
-        If an argument is wrong.
+        If an argument is wrong, or the ``proxy.yml`` of ``screen`` or ``constraints`` is missing or wrong.
     """
 
     rng: np.random.Generator
@@ -91,6 +98,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         if seed is not None and (not isinstance(seed, int) or seed < 0):
             raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0")
         self.optimize_mode = OptimizeMode(optimize_mode)
+        self._liar = liar
         self.liar = create_liar(liar)
         self.unique = unique
         self.space: Mapping[Any, Any] = {}
@@ -101,18 +109,25 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         self._params: dict[int, Params] = {}
         self._running_params: dict[int, Params] = {}
         self._judged: set[int] = set()
+        self._outdated: dict[int, dict[str, Any]] = {}  # proposals that the search space has no place for any more
         self._journal = Journal(None)
+        self._failures = Failures()
         self._begun = False
         self._known: dict[str, float | None] = {}  # architectures of earlier sessions, and NNI's, with their scores
         self._screen = ScreenConfig(**screen) if screen else None
-        self._screener: Any = None
         self._constraints = None if constraints is None else ConstraintsConfig(**constraints)
+        self._screen_proxy = _load_proxy(self._screen, "screen") if self._screens else None
+        self._constraints_proxy = _load_proxy(self._constraints, "constraints")
+        self._screener: Any = None
         self._feasibility: Any = None
 
     # ---- what a subclass gives --------------------------------------------------------------------
 
     def begin(self, space: Mapping[str, Any]) -> None:
-        """The search space, as ``search_space.json`` has it, is known or has changed; :attr:`space` is NNI's form."""
+        """Start with nothing learned: ``space``, as ``search_space.json`` has it, is known or has changed.
+
+        :attr:`space` is NNI's form of it. What was learned before is told once more by :meth:`learn`, where it fits.
+        """
 
     @abc.abstractmethod
     def suggest(self, running: list[tuple[Params, float]]) -> Params:
@@ -129,36 +144,79 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
     # ---- NNI's side -------------------------------------------------------------------------------
 
     def update_search_space(self, space: Any) -> None:
-        """Take the choices of ``search_space.json``; the first time, what earlier sessions left in the journal."""
+        """Take the choices of ``search_space.json``; the first time, what earlier sessions left in the journal.
+
+        Raises
+        ------
+        ConfigError
+            If the first search space cannot be used. A wrong one while the search runs is logged, and the former stays.
+        """
         with self._lock:
-            self.space = format_search_space(space)
-            self.dedup = Mutation(self.space, self.rng)
-            self.begin(space)
             if not self._begun:
+                self._take_space(space)
                 self._begun = True
+                restored = self._journal.entries
                 self._journal = Journal.of_experiment()
-                self.restore(self._journal.entries)
+                self.restore([*self._journal.entries, *restored])
+                return
+            try:
+                self._change_space(space)
+            except ConfigError as error:
+                _logger.error("the new search space cannot be used, so the former stays: %s", error)
+
+    def _take_space(self, space: Any) -> None:
+        self.space = format_space(space)
+        self.dedup = Mutation(self.space, self.rng)
+        self.begin(space)
+
+    def _change_space(self, space: Any) -> None:
+        """Take a new search space in the middle of the search, and what is known by value."""
+        unjudged = {number: params for number, params in self._params.items() if number not in self._judged}
+        given = {
+            number: self._outdated.get(number) or deformat_parameters(params, self.space)
+            for number, params in unjudged.items()
+        }
+        self._take_space(space)
+        self.liar = create_liar(self._liar)
+        self._known = {}
+        left_out = sum(not self._remember(entry) for entry in self._journal.entries)
+        self._outdated = {}
+        running, self._running_params = self._running_params, {}
+        for number, parameters in given.items():
+            params = self._format(parameters)
+            if params is None:
+                self._outdated[number] = parameters
+                continue
+            self._params[number] = params
+            if number in running:
+                self._running_params[number] = params
+        _logger.info("the search space has changed: %d earlier proposals are not in the new one", left_out)
 
     def restore(self, entries: Iterable[Entry]) -> None:
-        """Learn what another life of this tuner has proposed (:meth:`history`)."""
-        judged = unjudged = 0
+        """Learn what another life of this tuner has proposed (:meth:`history`); before the space is known, keep it."""
         with self._lock:
-            for entry in list(entries):
+            items = list(entries)
+            for entry in items:
                 self._journal.keep(entry)
-                params = self._format(entry.parameters)
-                if params is None:
-                    continue
-                self.dedup.add(params)
-                if entry.judged:
-                    judged += 1
-                    self._take_over(params, entry.score)
-                else:
-                    unjudged += 1
-            if judged + unjudged:
+            if not self._begun:
+                return
+            known = [entry for entry in items if self._remember(entry)]
+            judged = sum(entry.judged for entry in known)
+            if known:
                 if self._seed is not None:
                     # The same seed, but not the random draws of the earlier sessions once more.
-                    self.rng = self.dedup.rng = np.random.default_rng([self._seed, judged + unjudged])
-                _logger.info("took over %d finished trials and %d others from the journal", judged, unjudged)
+                    self.rng = self.dedup.rng = np.random.default_rng([self._seed, len(known)])
+                _logger.info("took over %d finished trials and %d others", judged, len(known) - judged)
+
+    def _remember(self, entry: Entry) -> bool:
+        """Know a proposal of the journal, and learn its score; False if the search space has no place for it."""
+        params = self._format(entry.parameters)
+        if params is None:
+            return False
+        self.dedup.add(params)
+        if entry.judged:
+            self._take_over(params, entry.score)
+        return True
 
     def history(self) -> list[Entry]:
         """All that was proposed and learned, in this session and before."""
@@ -166,12 +224,11 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             return self._journal.entries
 
     def generate_parameters(self, parameter_id: int, **kwargs: Any) -> Any:
-        """Propose parameters. Raises NoMoreTrialError if there are none left."""
+        """Propose parameters. Raises NoMoreTrialError if there are none left, or every trial fails for one reason."""
         with self._lock:
-            if self._screen is None or self._screen.candidates == 1:
-                parameters = self._propose(parameter_id)
-            else:
-                parameters = self._screened(parameter_id, self._screen)
+            if self._failures.hopeless():
+                raise NoMoreTrialError
+            parameters = self._screened(parameter_id) if self._screens else self._propose(parameter_id)
             self._journal.proposed(parameter_id, parameters)
             return parameters
 
@@ -196,6 +253,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             self._running_params.pop(parameter_id, None)
             params = self._params.get(parameter_id)
             if params is not None and not success and parameter_id not in self._judged:
+                self._failures.add()
                 self._judge(parameter_id, params, None)
 
     def import_data(self, data: Any) -> None:
@@ -222,7 +280,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         lie = self.liar.lie() if self.liar and self._running_params else 0.0
         running = [(item, lie) for item in self._running_params.values()] if self.liar else []
         for _ in range(ATTEMPTS):
-            params = self.suggest(running)
+            params = self._suggest(running)
             params = self.dedup(params) if self.unique else params
             parameters: dict[str, Any] = deformat_parameters(params, self.space)
             problem = self._problem(parameters)
@@ -230,27 +288,50 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
                 self._params[parameter_id] = self._running_params[parameter_id] = params
                 return parameters
             _logger.info("rejected %s: %s", parameters, problem)
-            self.learn(params, math.inf)
+            self._learn(params, math.inf)
         _logger.error("%d proposals in a row break the constraints, the last: %s; loosen them", ATTEMPTS, problem)
         raise NoMoreTrialError
 
+    def _suggest(self, running: list[tuple[Params, float]]) -> Params:
+        try:
+            return self.suggest(running)
+        except NoMoreTrialError:
+            raise
+        except Exception:
+            _logger.exception("no suggestion could be made; a random one takes its place")
+            params: Params = {}
+            for key, spec in self.space.items():
+                if spec.is_activated_in(params):
+                    params[key] = random_tuner.suggest_parameter(self.rng, spec)
+            return params
+
     def _problem(self, parameters: Mapping[str, Any]) -> str | None:
+        """Which constraint is broken; None if there is none. Raises NoMoreTrialError if they cannot be checked."""
         if self._constraints is None:
             return None
-        if self._feasibility is None:
-            from nni_cssnas.screening import Feasibility  # torch: only for who asks for it
+        try:
+            if self._feasibility is None:
+                from nni_cssnas.screening import Feasibility  # torch: only for who asks for it
 
-            self._feasibility = Feasibility(self._constraints)
-        return self._feasibility.problem(parameters)  # type: ignore[no-any-return]
+                self._feasibility = Feasibility(self._constraints, self._constraints_proxy)
+            return self._feasibility.problem(parameters)  # type: ignore[no-any-return]
+        except Exception as error:
+            if self._feasibility is None:
+                _logger.exception("constraints cannot be checked, so the search ends: %s", error)
+                raise NoMoreTrialError from None
+            _logger.exception("the constraints of %s cannot be checked", parameters)
+            return f"its constraints cannot be checked: {error}"
 
-    def _screened(self, parameter_id: int, screen: ScreenConfig) -> dict[str, Any]:
+    @property
+    def _screens(self) -> bool:
+        return self._screen is not None and self._screen.candidates > 1
+
+    def _screened(self, parameter_id: int) -> dict[str, Any]:
         """The best of several proposals; the others are forgotten and may be proposed again."""
-        if self._screener is None:
-            from nni_cssnas.screening import Screener  # torch: only for who screens
-
-            self._screener = Screener.of(screen)
+        assert self._screen is not None
+        candidates = self._screen.candidates
         proposals: list[tuple[float, int, dict[str, Any], Params]] = []
-        for _ in range(screen.candidates):
+        while self._screens and len(proposals) < candidates:
             try:
                 parameters = self._propose(parameter_id)
             except NoMoreTrialError:
@@ -259,13 +340,30 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
                 break
             params = self._params[parameter_id]
             self._running_params.pop(parameter_id, None)
-            proposals.append((self._screener.screen(parameters).score, -len(proposals), parameters, params))
+            proposals.append((self._untrained_score(parameters), -len(proposals), parameters, params))
         best = max(proposals, key=lambda proposal: proposal[:2])
         for proposal in proposals:
             if proposal is not best:
                 self.dedup.discard(proposal[3])
         self._params[parameter_id] = self._running_params[parameter_id] = best[3]
         return best[2]
+
+    def _untrained_score(self, parameters: Mapping[str, Any]) -> float:
+        """What screening compares; the worst if it fails, so that the search goes on."""
+        try:
+            if self._screener is None:
+                from nni_cssnas.screening import Screener  # torch: only for who screens
+
+                assert self._screen_proxy is not None
+                self._screener = Screener(self._screen_proxy.model_copy(update={"score": "untrained"}))
+            return float(self._screener.screen(parameters).score)
+        except Exception as error:
+            if self._screener is None:
+                _logger.exception("nothing can be screened, so the search goes on without: %s", error)
+                self._screen = None
+            else:
+                _logger.exception("%s cannot be screened", parameters)
+            return -math.inf
 
     # ---- history ----------------------------------------------------------------------------------
 
@@ -276,6 +374,12 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             _logger.warning("left out a trial that does not fit the search space: %r", parameters)
             return None
 
+    def _learn(self, params: Params, loss: float) -> None:
+        try:
+            self.learn(params, loss)
+        except Exception:
+            _logger.exception("nothing was learned from %s", params)
+
     def _take_over(self, params: Params, score: float | None) -> bool:
         """Learn from a trial that was not proposed in this session; False if that is known already."""
         key = self.dedup.key(params)
@@ -284,14 +388,17 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         if key in self._known:
             self.forget(params)
         self._known[key] = score
-        self.learn(params, self._loss(score))
+        self._learn(params, self._loss(score))
         return True
 
     def _judge(self, parameter_id: int, params: Params, score: float | None) -> None:
         self._judged.add(parameter_id)
         self._running_params.pop(parameter_id, None)
         self._journal.judged(parameter_id, score)
-        self.learn(params, self._loss(score))
+        if score is not None:
+            self._failures.end()
+        if self._outdated.pop(parameter_id, None) is None:
+            self._learn(params, self._loss(score))
 
     def _loss(self, score: float | None) -> float:
         if score is None:
@@ -313,68 +420,17 @@ def finite_score(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-class Mutation:
-    """Makes a suggestion new by changing choices at random: one first, more if that finds nothing new."""
-
-    def __init__(self, space: Mapping[Any, Any], rng: np.random.Generator) -> None:
-        self.space = space
-        self.rng = rng
-        self.seen: set[str] = set()
-        self.nested = any(spec.is_nested() for spec in space.values())
-        finite = not self.nested and all(spec.categorical for spec in space.values())
-        self.size = math.prod(spec.size for spec in space.values()) if finite else math.inf
-
-    def add(self, params: Params) -> bool:
-        """Remember parameters; False if they were known."""
-        key = self.key(params)
-        if key in self.seen:
-            return False
-        self.seen.add(key)
-        return True
-
-    def discard(self, params: Params) -> None:
-        """Forget parameters that no trial was made of."""
-        self.seen.discard(self.key(params))
-
-    def key(self, params: Params) -> str:
-        """Names the parameters."""
-        return repr(sorted(deformat_parameters(params, self.space).items()))
-
-    def __call__(self, params: Params) -> Params:
-        """The parameters, changed if they were known. Raises NoMoreTrialError when everything is known."""
-        if self.add(params):
-            return params
-        mutable = [key for key in params if self.space[key].categorical and self.space[key].size > 1]
-        if not mutable or len(self.seen) >= self.size:
-            raise NoMoreTrialError
-        for number in range(1, len(mutable) + 1):
-            for _ in range(20 * len(mutable)):
-                changed = dict(params)
-                for position in self.rng.choice(len(mutable), size=number, replace=False):
-                    key = mutable[position]
-                    # any other value, each as likely
-                    changed[key] = int(
-                        (changed[key] + self.rng.integers(1, self.space[key].size)) % self.space[key].size
-                    )
-                changed = self._complete(changed)
-                if self.add(changed):
-                    return changed
-        return self._first_unseen(params, mutable)
-
-    def _complete(self, params: Params) -> Params:
-        """Where a choice opens others: those that are open now, drawn at random if they were not before."""
-        if not self.nested:
-            return params
-        result: Params = {}
-        for key, spec in self.space.items():
-            if spec.is_activated_in(result):
-                result[key] = params[key] if key in params else random_tuner.suggest_parameter(self.rng, spec)
-        return result
-
-    def _first_unseen(self, params: Params, mutable: list[Any]) -> Params:
-        """Nearly everything is known: count through the space."""
-        for counter in np.ndindex(*(self.space[key].size for key in mutable)):
-            changed = self._complete({**params, **dict(zip(mutable, map(int, counter), strict=True))})
-            if self.add(changed):
-                return changed
-        raise NoMoreTrialError
+def _load_proxy(section: ScreenConfig | ConstraintsConfig | None, setting: str) -> ProxyConfig | None:
+    """A tuner's ``proxy.yml``: looked for in the working folder, then where modules are (``codeDirectory``)."""
+    if section is None:
+        return None
+    for folder in (Path.cwd(), *map(Path, sys.path)):
+        path = folder / section.proxy
+        if path.is_file():
+            # A space of the user's own lies beside its experiment.
+            if str(path.parent.resolve()) not in sys.path:
+                sys.path.append(str(path.parent.resolve()))
+            return ProxyConfig.load(path)
+    raise ConfigError(
+        f"{setting}: proxy is {str(section.proxy)!r}, which is neither in {Path.cwd()} nor in codeDirectory"
+    )

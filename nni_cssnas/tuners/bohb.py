@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.tuners.rounds import Rounds, check_known, check_numbers, smallest_budget
+from nni_cssnas.tuners.space import check_choices
 
 try:
     from nni.algorithms.hpo.bohb_advisor import bohb_advisor
@@ -120,6 +121,8 @@ class Bohb(Rounds, bohb_advisor.BOHB):  # type: ignore[misc]
           classArgs: {min_budget: 2, max_budget: 18, eta: 3, seed: 0}
     """
 
+    cg: Any  # NNI's model; None before the search space is known
+
     def __init__(
         self,
         optimize_mode: str = "maximize",
@@ -155,6 +158,7 @@ class Bohb(Rounds, bohb_advisor.BOHB):  # type: ignore[misc]
 
     def handle_update_search_space(self, data: Any) -> None:
         """Take the search space; draw from the seed. Raises ConfigError for what BOHB cannot search."""
+        check_choices(data)
         for name, choice in data.items():
             kind, values = choice["_type"], choice["_value"]
             if kind not in KINDS or any(isinstance(value, (dict, list)) for value in values):
@@ -163,6 +167,14 @@ class Bohb(Rounds, bohb_advisor.BOHB):  # type: ignore[misc]
                     f"it knows {', '.join(KINDS)} of single values; use nni_cssnas.tuners.tpe.Tpe"
                 )
         super().handle_update_search_space(data)
+        if self.cg is not None:  # NNI's goes on to propose what the former search space had
+            names = ("min_points_in_model", "top_n_percent", "num_samples", "random_fraction", "bandwidth_factor")
+            self.cg = bohb_advisor.CG_BOHB(
+                configspace=self.search_space,
+                min_bandwidth=self.min_bandwidth,
+                **{name: getattr(self, name) for name in names},
+            )
+            _logger.warning("the search space has changed, so the model of BOHB starts anew")
         if self._seed is not None:
             self.search_space.seed(self._seed)
             np.random.seed(self._seed)  # noqa: NPY002 - NNI's model draws from there

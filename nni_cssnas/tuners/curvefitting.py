@@ -95,8 +95,12 @@ class Curvefitting(CurvefittingAssessor):  # type: ignore[misc]
             return AssessResult.Good
         if None in history:
             return AssessResult.Good
-        with np.errstate(all="ignore"):
-            expected = _Curves(self.target_pos).predict(history)
+        try:
+            with np.errstate(all="ignore"):
+                expected = _Curves(self.target_pos).predict(history)
+        except Exception as error:  # an assessor that raises ends the tuner beside it
+            _logger.exception("trial %s cannot be judged, and goes on: %s", trial_job_id, error)
+            return AssessResult.Good
         _logger.info("trial %s is expected to reach %s; the best reached %s", trial_job_id, expected, self._best)
         # None: the curves disagree.
         bad = expected is not None and expected <= self._best - (1 - self.threshold) * abs(self._best)

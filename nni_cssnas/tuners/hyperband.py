@@ -9,6 +9,7 @@ import numpy as np
 from nni.algorithms.hpo import hyperband_advisor
 
 from nni_cssnas.tuners.rounds import Rounds, check_known, check_numbers, smallest_budget
+from nni_cssnas.tuners.space import check_choices
 
 __all__ = ["Hyperband"]
 
@@ -88,7 +89,8 @@ class Hyperband(Rounds, hyperband_advisor.Hyperband):  # type: ignore[misc]
         self.begin_rounds(hyperband_advisor, optimize_mode)
 
     def handle_update_search_space(self, data: Any) -> None:
-        """Take the search space; draw from the seed."""
+        """Take the search space; draw from the seed. Raises ConfigError if it cannot be searched."""
+        check_choices(data)
         super().handle_update_search_space(data)
         if self._seed is not None:
             self.random_state = np.random.RandomState(self._seed)

@@ -13,7 +13,8 @@ from hyperopt import hp, pyll, rand, tpe
 from hyperopt.base import miscs_update_idxs_vals
 
 from nni_cssnas.errors import ConfigError
-from nni_cssnas.tuners.base import Params, SearchTuner
+from nni_cssnas.tuners.base import SearchTuner
+from nni_cssnas.tuners.space import Params, check_choices, is_constant, is_nested
 
 __all__ = ["Hyperopt", "hyperopt_space"]
 
@@ -71,16 +72,20 @@ class Hyperopt(SearchTuner):
         self.n_startup_jobs = n_startup_jobs
         self.n_EI_candidates = n_EI_candidates
         self.prior_weight = prior_weight
-        self._trials: list[_Trial] = []
-        self._number = 0
-        self._numbers: dict[str, int] = {}  # of proposals that were not judged yet, as hyperopt orders trials by it
+        self._forget_all()
 
     def begin(self, space: Mapping[str, Any]) -> None:
         """Translate the search space, and let hyperopt build its estimator for it."""
+        self._forget_all()
         self._domain = hyperopt.Domain(lambda _: 0.0, hyperopt_space(space))
         self._observed, self._losses, self._posterior = tpe.build_posterior_wrapper(
             self._domain, self.prior_weight, self.gamma
         )
+
+    def _forget_all(self) -> None:
+        self._trials: list[_Trial] = []
+        self._number = 0
+        self._numbers: dict[str, int] = {}  # of proposals that were not judged yet, as hyperopt orders trials by it
 
     def suggest(self, running: list[tuple[Params, float]]) -> Params:
         """Ask hyperopt, to which trials that run look finished."""
@@ -164,13 +169,15 @@ class _Trial:
 def hyperopt_space(space: Mapping[str, Any], parent: tuple[Any, ...] = ()) -> dict[str, Any]:
     """A ``search_space.json`` in hyperopt's terms: ``{"op": hp.choice("op", [...]), ...}``.
 
-    The label of a nested choice is its path, as ``block/0/kernel``. Values of a choice are their numbers.
+    The label of a nested choice is its path, as ``block/0/kernel``. Values of a choice are their numbers; that of a
+    range without any width is 0.
 
     Raises
     ------
     ConfigError
-        If a choice is of a type that NNI does not have.
+        As :func:`~nni_cssnas.tuners.space.check_choices`.
     """
+    check_choices(space, parent)
     result: dict[str, Any] = {}
     for name, choice in space.items():
         if name == "_name":
@@ -178,20 +185,19 @@ def hyperopt_space(space: Mapping[str, Any], parent: tuple[Any, ...] = ()) -> di
         key = (*parent, name)
         label, kind, values = _label(key), choice["_type"], choice["_value"]
         if kind == "choice":
-            options = [
-                hyperopt_space(value, (*key, index)) if isinstance(value, dict) and "_name" in value else index
-                for index, value in enumerate(values)
-            ]
+            nested = is_nested(values)
+            options = [hyperopt_space(value, (*key, index)) if nested else index for index, value in enumerate(values)]
             result[name] = hp.choice(label, options)
         elif kind == "randint":
             low, high = (math.ceil(float(value)) for value in values)
             result[name] = hp.randint(label, high - low)
+        elif values[1] == (0 if "normal" in kind else values[0]):
+            # hyperopt raises at a range without any width; one value is what it is.
+            result[name] = hp.choice(label, [0])
         elif kind in ("loguniform", "qloguniform"):
             result[name] = getattr(hp, kind)(label, math.log(values[0]), math.log(values[1]), *values[2:])
-        elif kind in ("uniform", "quniform", "normal", "qnormal", "lognormal", "qlognormal"):
-            result[name] = getattr(hp, kind)(label, *values)
         else:
-            raise ConfigError(f"choice {label} of search_space.json has _type {kind!r}, which NNI does not have")
+            result[name] = getattr(hp, kind)(label, *values)
     return result
 
 
@@ -203,6 +209,8 @@ def _internal(spec: Any, value: Any) -> int | float:
     """NNI's internal number of what hyperopt drew."""
     if spec.categorical:
         return int(value)
+    if is_constant(spec):
+        return float(spec.mu if spec.normal_distributed else spec.low)
     # A quantised logarithmic choice may be rounded to 0.
     return math.log(max(float(value), np.finfo(float).tiny)) if spec.log_distributed else float(value)
 
@@ -211,4 +219,6 @@ def _external(spec: Any, value: Any) -> int | float:
     """What hyperopt would have drawn for NNI's internal number."""
     if spec.categorical:
         return int(value)
+    if is_constant(spec):
+        return 0
     return math.exp(value) if spec.log_distributed else float(value)

@@ -66,7 +66,9 @@ class Journal:
 
     def keep(self, entry: Entry) -> None:
         """Know of what another journal tells; it is not written."""
-        self._found.setdefault(_key(entry.parameters), entry)
+        key = _key(entry.parameters)
+        if key not in self._found or (entry.judged and not self._found[key].judged):
+            self._found[key] = entry
 
     def proposed(self, parameter_id: int, parameters: dict[str, Any]) -> None:
         """A trial will be made of these parameters."""

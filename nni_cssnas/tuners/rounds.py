@@ -16,6 +16,7 @@ from typing import Any
 
 import nni
 from nni.runtime.env_vars import dispatcher_env_vars
+from nni.runtime.tuner_command_channel import CommandType
 
 from nni_cssnas.errors import ConfigError, nearest
 from nni_cssnas.tuners.base import finite_score
@@ -31,7 +32,9 @@ class Rounds:
     * NNI's advisors compare their ids, which are text, with a number, and so end at the first metric;
     * a trial that fails, or whose score is not finite, is the worst of its round;
     * messages are handled in the order in which they came; NNI handles ends of trials beside their results;
-    * after ``nnictl resume`` no new candidate has the id of one that NNI runs again.
+    * after ``nnictl resume`` no new candidate has the id of one that NNI runs again;
+    * an exception is logged and the search goes on; where no candidate can be proposed, it ends. NNI's leaves the
+      experiment RUNNING for ever without an advisor.
     """
 
     brackets: dict[Any, Any]
@@ -47,6 +50,18 @@ class Rounds:
     def enqueue_command(self, command: Any, data: Any) -> None:
         """One queue for everything."""
         self.default_command_queue.put((command, data))  # type: ignore[attr-defined]
+
+    def process_command(self, command: Any, data: Any) -> None:
+        """Handle a message of NNI's manager."""
+        try:
+            super().process_command(command, data)  # type: ignore[misc]
+        except Exception as error:
+            _logger.exception("%s failed, and the search goes on: %s", command, error)
+            if command is CommandType.Initialize:
+                self.send(CommandType.Initialized, "")  # type: ignore[attr-defined]
+            elif command is CommandType.RequestTrialJobs:
+                end = {"parameter_id": "-1_0_0", "parameter_source": "algorithm", "parameters": ""}
+                self.send(CommandType.NoMoreTrialJobs, nni.dump(end))  # type: ignore[attr-defined]
 
     def _get_one_trial_job(self) -> Any:
         job = super()._get_one_trial_job()  # type: ignore[misc]

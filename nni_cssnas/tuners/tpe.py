@@ -12,7 +12,8 @@ from nni.algorithms.hpo.tpe_tuner import TpeArguments
 from numpy.typing import NDArray
 
 from nni_cssnas.errors import ConfigError, nearest
-from nni_cssnas.tuners.base import Params, SearchTuner
+from nni_cssnas.tuners.base import SearchTuner
+from nni_cssnas.tuners.space import Params, is_constant
 
 __all__ = ["Tpe"]
 
@@ -65,6 +66,10 @@ class Tpe(SearchTuner):
                 raise ConfigError(f"unknown key {name!r} in tpe_args{nearest(name, TpeArguments._fields)}")
         self.args = TpeArguments(**(tpe_args or {}))
         super().__init__(optimize_mode, seed, screen, constraints, liar=self.args.constant_liar_type)
+        self._table = _Table()
+
+    def begin(self, space: Mapping[str, Any]) -> None:
+        """Start with an empty history."""
         self._table = _Table()
 
     def suggest(self, running: list[tuple[Params, float]]) -> Params:
@@ -130,7 +135,7 @@ class _Table:
 
 def _suggest_one(args: Any, rng: np.random.Generator, spec: Any, values: NDArray[np.float64]) -> Any:
     """NNI's ``suggest_parameter`` for a history that is sorted already, best first."""
-    if len(values) < args.n_startup_jobs:
+    if len(values) < args.n_startup_jobs or is_constant(spec):
         return random_tuner.suggest_parameter(rng, spec)
     num_good = min(math.ceil(args.gamma * math.sqrt(len(values))), args.linear_forgetting)
     good, bad = values[:num_good], values[num_good:]

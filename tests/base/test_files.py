@@ -44,5 +44,5 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, content: bytes, messa
 def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read .*nowhere\.yml: No such file"):
         read_mapping(tmp_path / "nowhere.yml")
-    with pytest.raises(ConfigError, match="cannot read .*: Is a directory"):
+    with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
         read_mapping(tmp_path)

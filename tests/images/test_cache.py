@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,9 @@ def test_writing_to_the_tensor_reaches_nobody(make, tmp_path):
     assert np.array_equal(get(make, tmp_path).numpy(), make.images)
 
 
-@pytest.mark.parametrize("damage", ["short", "long", "empty", "garbage", "dtype", "shape", "size", "pickle"])
+@pytest.mark.parametrize(
+    "damage", ["short", "long", "empty", "garbage", "dtype", "shape", "size", "pickle", "bit", "checksum", "pipe"]
+)
 def test_a_damaged_file_is_made_again(make, tmp_path, damage):
     get(make, tmp_path)
     path = file_of(tmp_path)
@@ -79,6 +82,13 @@ def test_a_damaged_file_is_made_again(make, tmp_path, damage):
         path.write_bytes(content[:-1])
     elif damage == "long":
         path.write_bytes(content + b"\0")
+    elif damage in ("bit", "checksum"):
+        # A pixel in the middle of the file, and the end of it.
+        position = len(content) // 2 if damage == "bit" else len(content) - 3
+        path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+    elif damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
     elif damage == "empty":
         path.write_bytes(b"")
     elif damage == "garbage":
@@ -107,6 +117,53 @@ def test_a_folder_that_cannot_be(make, tmp_path):
         images = get(make, tmp_path / "file" / "cache")
     assert len(caught) == 1
     assert np.array_equal(images.numpy(), make.images)
+
+
+def test_a_folder_in_the_files_place(make, tmp_path):
+    get(make, tmp_path)
+    path = file_of(tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(UserWarning, match=r"damaged \(not a file\)|cannot be kept in .*directory") as caught:
+        images = get(make, tmp_path)
+    assert len(caught) == 2
+    assert np.array_equal(images.numpy(), make.images)
+
+
+def test_who_waits_says_for_whom(tmp_path):
+    (child,) = start(tmp_path, 1, 1.5)
+    wait_for(tmp_path, "made-*", 1)
+    (lock,) = (tmp_path / "cache").glob("*.lock")
+    with ExitStack() as held:
+        with pytest.warns(UserWarning, match=rf"waiting for process {child.pid} on .*, which holds {lock}"):
+            held.enter_context(cache.locked(lock, patience=0.1))
+        # The other one let it go when its file was written.
+        assert list((tmp_path / "cache").glob("*.npy"))
+        assert (tmp_path / "cache" / f"{lock.name}.owner").read_text().startswith(f"process {os.getpid()} on ")
+    assert not list((tmp_path / "cache").glob("*.owner"))
+    assert child.wait(30) == 0
+
+
+def test_a_lock_that_cannot_be_is_an_oserror(tmp_path):
+    (tmp_path / "a.lock").mkdir()
+    with pytest.raises(OSError, match="directory"), cache.locked(tmp_path / "a.lock"):
+        pytest.fail("held")
+
+
+@pytest.mark.parametrize("error", [errno.ENOTSUP, errno.ENOSYS])
+def test_a_drive_without_locks_is_used_without(make, tmp_path, monkeypatch, error):
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*args) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with cache.locked(tmp_path / "a.lock", patience=0.1):
+            (tmp_path / "done").touch()
+    assert (tmp_path / "done").exists()
+    assert not list(tmp_path.glob("*.owner"))
 
 
 def test_a_full_disk(make, tmp_path, monkeypatch):
@@ -200,14 +257,12 @@ def wait_for(folder: Path, pattern: str, count: int) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
 def test_processes_that_start_together_decode_once(tmp_path):
     children = start(tmp_path, 3, 0.5)
     assert [child.wait(60) for child in children] == [0, 0, 0]
     assert len(list(tmp_path.glob("made-*"))) == 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
 def test_a_killed_writer_blocks_nobody(tmp_path):
     (child,) = start(tmp_path, 1, 60)
     wait_for(tmp_path, "made-*", 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -131,3 +132,26 @@ def test_what_this_pillow_reads_counts(ending: str, tmp_path: Path) -> None:
 def test_what_is_no_picture_does_not_count() -> None:
     assert not {".eps", ".ps", ".h5", ".hdf", ".grib", ".mpg", ".mpeg", ".wmf", ".emf", ".pdf"} & set(decode.endings())
     assert "EPS" not in decode.formats()
+
+
+def test_pillow_heif_is_used_if_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of its name and interface stands for it; the real one needs libheif."""
+    (tmp_path / "pillow_heif.py").write_text(
+        "from PIL import Image, PngImagePlugin\n"
+        "class Heif(PngImagePlugin.PngImageFile):\n    format = 'HEIF'\n"
+        "def register_heif_opener():\n"
+        "    Image.register_open('HEIF', Heif, lambda prefix: prefix[1:4] == b'PNG')\n"
+        "    Image.register_extension('HEIF', '.heic')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pillow_heif", raising=False)
+    # Pillow's registries and what was found in them are put back afterwards.
+    for name in ("OPEN", "EXTENSION", "ID"):
+        monkeypatch.setattr(Image, name, getattr(Image, name).copy())
+    for module, name in ((decode, "formats"), (decode, "endings"), (listing, "_endings")):
+        monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "photos" / "a.heic", format="PNG")
+    assert "HEIF" in decode.formats()
+    assert image_files(tmp_path / "photos").names == ("a.heic",)
+    assert (decode.load(tmp_path / "photos" / "a.heic", 8) == 9).all()

@@ -48,9 +48,9 @@ def test_streamed_images_are_the_resident_ones(folder: Path, tmp_path: Path, sub
         assert all(torch.equal(a, resident[b]) for a, b in zip(found, batches, strict=True))
 
 
-def test_nothing_is_kept_of_what_is_streamed(folder: Path, tmp_path: Path) -> None:
+def test_no_image_is_kept_of_what_is_streamed(folder: Path, tmp_path: Path) -> None:
     load(folder, tmp_path, resident_gb=0)
-    assert not (tmp_path / "cache").exists()
+    assert not list((tmp_path / "cache").rglob("*.npy"))
 
 
 def test_the_limit_counts_decoded_bytes(folder: Path, tmp_path: Path) -> None:
@@ -100,6 +100,20 @@ def test_unreadable_files_are_replaced_and_said_once(folder: Path, tmp_path: Pat
         pytest.raises(ImagesError, match="none of the 24 images can be read"),
     ):
         load(folder, tmp_path, resident_gb=0)[torch.tensor([0])]
+
+
+@pytest.mark.parametrize("change", ["gone", "changed"])
+def test_images_that_change_while_they_are_streamed_are_said(folder: Path, tmp_path: Path, change: str) -> None:
+    streamed = load(folder, tmp_path, resident_gb=0, num_images=9, seed=3)
+    assert isinstance(streamed, StreamedImages)
+    name = streamed.names[4]
+    if change == "gone":
+        (folder / name).unlink()
+    else:
+        Image.new("RGB", (21, 20)).save(folder / name)
+    streamed[torch.tensor([3, 5])]
+    with pytest.raises(ImagesError, match=rf"{name} (is gone|was changed) while the images are in use; start again"):
+        streamed[torch.tensor([3, 4])]
 
 
 def test_fingerprints_stand_for_content(folder: Path, tmp_path: Path) -> None:

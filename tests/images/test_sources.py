@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 import pickle
 import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -186,7 +189,8 @@ def test_folder_flat_nested_and_mixed(folder):
     (folder / "notes.txt").write_text("not an image")
     # lightly would demand PyAV, or take nothing but the video.
     (folder / "film.mp4").write_bytes(b"\0" * 100)
-    images = load(folder)
+    with pytest.warns(UserWarning, match=r"passed over: 2 files of other kinds: 1 \.mp4, 1 \.txt$"):
+        images = load(folder)
     assert images.shape == (4, 3, 16, 16)
     assert sorted(levels(images)) == [10, 20, 30, 40]
 
@@ -315,7 +319,10 @@ def test_unreadable_files_are_left_out_and_named_once(folder):
 def test_too_few_readable(folder):
     flat(folder / "a.png", 10)
     broken(folder)
-    with pytest.raises(ImagesError, match=r"has 1 readable images, but at least 4 are needed; 6 files: "):
+    with pytest.raises(
+        ImagesError,
+        match=r"has 1 readable images, but at least 4 are needed \(batch_size\); 6 files: .*lower batch_size",
+    ):
         load(folder, min_images=4)
     with pytest.raises(ImagesError, match=r"has 1 readable images, but images.num_images is 3"):
         load(folder, num_images=3)
@@ -324,12 +331,14 @@ def test_too_few_readable(folder):
 
 
 def test_folder_without_images(folder, tmp_path):
-    with pytest.raises(ImagesError, match=r"is empty; files with these extensions count: \.jpg, \.jpeg, \.png"):
+    with pytest.raises(ImagesError, match=r"is empty; what counts are pictures that Pillow reads"):
         load(folder)
     (folder / "x").mkdir()
     for name in ("a.txt", "b.txt", "x/film.mp4"):
         (folder / name).write_text("x")
-    with pytest.raises(ImagesError, match=r"no image in it, only 3 other files \('\.txt', '\.mp4'\); files with"):
+    with pytest.raises(
+        ImagesError, match=r"no image in it; passed over: 3 files of other kinds: 2 \.txt, 1 \.mp4; what counts"
+    ):
         load(folder)
 
 
@@ -404,6 +413,26 @@ def test_npz_that_is_one_array(tmp_path):
         load(tmp_path / "a.npz")
 
 
+def test_npz_that_claims_more_than_it_holds(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**9, 32, 32, 3)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", header.getvalue() + b"abc")
+    with pytest.raises(ImagesError, match=r"claims uint8 of shape \(1000000000, 32, 32, 3\), but 3 bytes follow"):
+        load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("content", [b"not a zip", pickle.dumps([1]), "objects"])
+def test_no_message_advises_to_load_what_may_run_code(tmp_path, content):
+    if content == "objects":
+        np.savez(tmp_path / "a.npz", images=np.array([{}], dtype=object))
+    else:
+        (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(ImagesError) as error:
+        load(tmp_path / "a.npz")
+    assert not [word for word in ("unsafe", "allow_pickle", "trust") if word in str(error.value)]
+
+
 # ---- subsets
 
 
@@ -441,7 +470,7 @@ def test_subsets(numbered, tmp_path, kind):
 def test_only_the_drawn_files_are_decoded(numbered, monkeypatch):
     decoded = []
     original = decode.load
-    monkeypatch.setattr(decode, "load", lambda path, size: decoded.append(path) or original(path, size))
+    monkeypatch.setattr(decode, "load", lambda path, *rest: decoded.append(path) or original(path, *rest))
     load(numbered, num_images=7)
     assert len(decoded) == 7
 
@@ -462,12 +491,51 @@ def test_subset_of_tiles():
     assert torch.equal(some, everything[order])
 
 
+@pytest.mark.parametrize("kind", ["folder", "npz"])
+def test_a_cap_takes_fewer_or_a_part(numbered, tmp_path, kind):
+    source = numbered
+    if kind == "npz":
+        source = tmp_path / "a.npz"
+        np.savez(source, images=np.arange(40, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 16, 16, 3), np.uint8))
+    assert levels(load(source, max_images=10)) == levels(load(source, num_images=10))
+    with pytest.warns(UserWarning, match=r"has 40 images, fewer than images\.max_images 576: all are taken") as caught:
+        assert levels(load(source, max_images=576)) == list(range(40))
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert levels(load(source, max_images=40)) == list(range(40))
+        # Of fraction and cap, the smaller.
+        assert levels(load(source, max_images=10, fraction=0.5)) == levels(load(source, num_images=10))
+        assert levels(load(source, max_images=30, fraction=0.5)) == levels(load(source, num_images=20))
+
+
+def test_too_few_names_the_key_to_change(numbered):
+    config = ImagesConfig(source=str(numbered), size=16, max_images=50)
+    message = r"at least 64 are needed.*lower untrained\.batch_size"
+    with pytest.raises(ImagesError, match=message):
+        load_images(config, min_images=64, needed_by="untrained.batch_size")
+    np.savez(numbered / "a.npz", images=np.zeros((4, 16, 16, 3), np.uint8))
+    config = ImagesConfig(source=str(numbered / "a.npz"), size=16)
+    with pytest.raises(ImagesError, match=message):
+        load_images(config, min_images=64, needed_by="untrained.batch_size")
+
+
+def test_hidden_copies_loops_and_pipes_do_not_count(numbered):
+    for hidden in (".ipynb_checkpoints", "sub/@eaDir", "__MACOSX"):
+        (numbered / hidden).mkdir(parents=True)
+        flat(numbered / hidden / "copy.png", 200)
+    (numbered / "loop").symlink_to(".")
+    os.mkfifo(numbered / "pipe.png")
+    with pytest.warns(UserWarning, match=r"1 repeated folder: loop is \.; 1 pipe, socket or device: pipe\.png"):
+        assert levels(load(numbered)) == list(range(40))
+
+
 # ---- cache, as seen from here (test_cache.py has the rest)
 
 
 def test_decoded_once(numbered, monkeypatch):
     images = load(numbered)
-    monkeypatch.setattr(decode, "load", lambda path, size: pytest.fail("decoded again"))
+    monkeypatch.setattr(decode, "load", lambda *rest: pytest.fail("decoded again"))
     assert torch.equal(load(numbered), images)
     # Without a subset the seed makes no second copy.
     assert torch.equal(load(numbered, seed=5), images)

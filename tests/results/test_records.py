@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import warnings
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.results.best import export_best, rank
 from nni_cssnas.results.experiments import find_experiment
 from nni_cssnas.results.records import RECORD_NAME, TrialRecord, read_records
+from nni_cssnas.results.report import make_report
 
 
 def record(number: int, score: float | None, status: str = "succeeded", **values: object) -> TrialRecord:
@@ -36,6 +42,71 @@ def test_a_damaged_record_is_named_and_left_out(tmp_path: Path) -> None:
     assert [item.sequence for item in records] == [1]
 
 
+MISTYPED = [
+    ({"score": "9999"}, "score is '9999'"),
+    ({"sequence": None}, "sequence is None"),
+    ({"started": "yesterday"}, "started is 'yesterday'"),
+    ({"components": None}, "components is None"),
+    ({"components": {"macs": "many"}}, "components.macs is 'many'"),
+    ({"config": None}, "config is None"),
+    ({"epoch_losses": 3}, "epoch_losses is 3"),
+    ({"parameters": [1]}, "parameters is"),
+    ({"genotype": {"normal": 3}}, "genotype"),
+    ({"status": ["failed"]}, "status is"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), MISTYPED, ids=lambda value: value if isinstance(value, str) else "")
+def test_a_value_of_another_type_costs_its_own_record_only(
+    values: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    record(1, 0.5).write(tmp_path / "a")
+    path = record(2, 0.6).write(tmp_path / "b")
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    with pytest.warns(UserWarning, match="cannot read the record") as caught:
+        records = read_records(tmp_path)
+    assert str(path) in str(caught[0].message)
+    assert message in str(caught[0].message)
+    assert [item.sequence for item in rank(records)] == [1]
+
+
+JSON: st.SearchStrategy[object] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from([item.name for item in fields(TrialRecord)])
+
+
+@given(JSON | st.dictionaries(NAMES, JSON, min_size=1, max_size=2), st.booleans())
+@settings(max_examples=400, deadline=None)
+def test_any_file_is_read_or_left_out_with_a_warning(content: object, over: bool) -> None:
+    if over and isinstance(content, dict):  # a valid record with some values replaced
+        content = json.loads(json.dumps(asdict(record(1, 0.5)))) | content
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Path(folder, RECORD_NAME).write_text(json.dumps(content))
+        found = read_records(Path(folder))
+        assert len(found) + len(caught) == 1
+        if found:
+            rank_or_none(found)
+            make_report(Path(folder), found)
+
+
+def rank_or_none(records: list[TrialRecord]) -> None:
+    try:
+        rank(records)
+    except ExperimentError as error:
+        assert "no trial has finished yet" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[" * 100_000, b"null", b"{}", b'"text"'])
+def test_bytes_that_are_no_record(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / RECORD_NAME).write_bytes(content)
+    with pytest.warns(UserWarning, match="cannot read the record"):
+        assert read_records(tmp_path) == []
+
+
 def test_an_unwritable_folder_is_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(
@@ -55,7 +126,9 @@ def test_best_is_by_score_among_finished_trials() -> None:
         record(6, 0.9, "stopped"),
     ]
     assert [item.sequence for item in rank(records)] == [2, 4, 0]
-    with pytest.raises(ExperimentError, match=r"no trial has finished yet \(1 started, 1 failed\).*said: boom"):
+    with pytest.raises(
+        ExperimentError, match=r"no trial has finished yet \(1 started, 1 failed\); 1 of 1 failed: boom"
+    ):
         rank([record(0, None, "failed", error="boom")])
     with pytest.raises(ExperimentError, match=r"no trial has finished yet \(2 started, 0 failed, 2 stopped\)$"):
         rank([record(number, None, "stopped") for number in range(2)])

@@ -169,3 +169,28 @@ def test_a_class_whose_name_is_not_utf8(tmp_path: Path) -> None:
         assert data.classes == (r"caf\xe9", "dog")
         assert data.train.counts(2).tolist() == [8, 8]
         assert data.val.counts(2).tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("resident_gb", [4, 0])
+def test_pictures_of_12_bits_are_those_of_8(tmp_path: Path, resident_gb: float) -> None:
+    rng = np.random.default_rng(0)
+    for name, scale in (("eight", 1), ("twelve", 4095 / 255)):
+        rng = np.random.default_rng(0)
+        for half, number in (("train", 8), ("val", 4)):
+            for kind in ("cat", "dog"):
+                folder = tmp_path / name / half / kind
+                folder.mkdir(parents=True)
+                for index in range(number):
+                    pixels = rng.integers(0, 256, (16, 16)) if half == "train" else rng.integers(0, 128, (16, 16))
+                    image = (pixels * scale).round().astype(np.uint16 if scale > 1 else np.uint8)
+                    Image.fromarray(image).save(folder / f"{index}.png")
+    eight = load_labelled(tmp_path / "eight", 16, resident_gb=resident_gb)
+    with pytest.warns(UserWarning, match="hold values of 12 bits at most"):
+        twelve = load_labelled(tmp_path / "twelve", 16, resident_gb=resident_gb)
+    # Dark validation images stay as dark as they are beside the training images.
+    for ours, theirs in ((twelve.train, eight.train), (twelve.val, eight.val)):
+        images = [
+            half.images.decoded(16)[torch.arange(len(half))] if isinstance(half.images, Files) else half.images
+            for half in (ours, theirs)
+        ]
+        assert (images[0].int() - images[1].int()).abs().max() <= 1

@@ -264,3 +264,13 @@ def test_the_budget_may_be_given_in_steps() -> None:
     assert "held_out" not in result.components
     with pytest.raises(ConfigError, match="was not measured; measured: loss, drop"):
         result.score("alignment")
+
+
+@pytest.mark.parametrize(("steps", "refused"), [(2, True), (4, True), (5, False), (None, False)])
+def test_a_drop_within_one_epoch_is_refused(steps: int | None, refused: bool) -> None:
+    config = ContrastiveConfig(criterion="drop", batch_size=128, held_out=0.1112, steps=steps)
+    if not refused:
+        assert check_images(576, config) == 64
+        return
+    with pytest.raises(ConfigError, match=f"steps is {steps} and one epoch has 4, .* set steps to 8 or more"):
+        check_images(576, config)

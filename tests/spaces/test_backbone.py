@@ -245,3 +245,63 @@ def test_torchvision() -> None:
         structure = inspect(torchvision.models.get_model(name), 64)
         assert structure.classifier == classifier
         assert (structure.stages[0].name, structure.stages[-1].name) == (first, last)
+
+
+class Joined(nn.Module):
+    """Two ways that are added, or put beside each other."""
+
+    def __init__(self, first: nn.Module, second: nn.Module, joined: str) -> None:
+        super().__init__()
+        self.first, self.second, self.joined = first, second, joined
+
+    def forward(self, x: Tensor) -> Tensor:
+        ways = [self.first(x), self.second(x)]
+        return ways[0] + ways[1] if self.joined == "add" else torch.cat(ways, 1)
+
+
+class Fails(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise TypeError("a mistake of the user's")
+
+
+def conv(before: int, after: int, stride: int = 1) -> nn.Module:
+    return nn.Conv2d(before, after, 3, stride=stride, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        # As the MNIST examples of NNI and PyTorch declare it.
+        (
+            lambda: nn.Sequential(conv(1, 8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 32 * 32, 10)),
+            "the network is for images of 1 channel .layer Conv2d '0'., but here they always have 3.* with 3 input channels",
+        ),
+        (lambda: nn.Sequential(nn.BatchNorm2d(4), conv(4, 8)), "for images of 4 channels .layer BatchNorm2d '0'."),
+        (
+            lambda: nn.Sequential(conv(3, 8), nn.Sequential(conv(16, 8))),
+            "this combination of candidates cannot run: layer Conv2d '1.0' takes 16 channels, but gets 8; let all candidates",
+        ),
+        (lambda: nn.Sequential(conv(3, 8), nn.BatchNorm2d(16)), "layer BatchNorm2d '1' takes 16 channels, but gets 8"),
+        (
+            lambda: nn.Sequential(conv(3, 8), nn.Flatten(), nn.Linear(8 * 28 * 28, 10)),
+            "layer Linear '2' takes 6272 features, but gets 8192: .* another size than 32x32 pixels .*or candidates",
+        ),
+        (
+            lambda: nn.Sequential(Joined(conv(3, 8), conv(3, 16), "add")),
+            "this combination of candidates cannot run: Joined '0' joins maps of different shapes .*dimension 1",
+        ),
+        (
+            lambda: nn.Sequential(Joined(conv(3, 8), conv(3, 8, stride=2), "cat")),
+            "this combination of candidates cannot run: Joined '0' joins maps of different shapes",
+        ),
+        (
+            lambda: nn.Sequential(conv(3, 8), nn.Conv2d(8, 8, 64)),
+            "the network fails on images of 32x32 pixels in layer Conv2d '1' .*may be smaller than its total stride",
+        ),
+        (lambda: nn.Sequential(conv(3, 8), Fails()), "in layer Fails '1' .a mistake of the user's."),
+    ],
+)  # fmt: skip
+def test_why_a_network_cannot_run(network: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(SpaceError, match=message) as caught:
+        inspect(network(), 32)
+    assert len(str(caught.value).splitlines()) == 1

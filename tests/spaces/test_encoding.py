@@ -4,13 +4,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import nni.nas.hub.pytorch as hub
 import numpy as np
 import pytest
 
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import InvalidSampleError, SpaceError
 from nni_cssnas.spaces import CellSpace, decode, encode, make_space, random_parameters, search_space
-from nni_cssnas.spaces.encoding import has_constraints
+from nni_cssnas.spaces.architecture import read_architecture
+from nni_cssnas.spaces.encoding import _flat, has_constraints
 from nni_cssnas.spaces.primitives import Categorical, CategoricalMultiple, Constraint, ModelSpace, Numerical, choice
 
 
@@ -201,3 +203,120 @@ def test_a_constraint_is_named_with_its_reason() -> None:
     empty = {label: "[]" if "input" in label else value for label, value in parameters.items()}
     with pytest.raises(InvalidSampleError, match="constraint cell/final of space NasBench101 is not met"):
         decode(space, empty)
+
+
+# What NNI 3.0 can build of the architectures that its authors searched.
+SEARCHED = {
+    "MobileNetV3Space": ["mobilenetv3-large-100", "cream-014", "cream-043", "cream-114", "cream-287"],
+    "ProxylessNAS": ["acenas-m1", "acenas-m2", "acenas-m3", "proxyless-cpu", "proxyless-gpu", "proxyless-mobile"],
+}
+
+
+def searched(space: str, name: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any], Any]:
+    """The space, the sample and the network of an architecture that comes with NNI."""
+    cls = getattr(hub, space)
+    caught: dict[str, Any] = {}
+    original = cls.frozen_factory.__func__
+
+    def factory(kind: Any, sample: dict[str, Any]) -> Any:
+        make = original(kind, sample)
+        caught["sample"] = dict(sample)
+
+        def build(**arguments: Any) -> Any:
+            caught["arguments"] = arguments
+            return make(**arguments)
+
+        return build
+
+    monkeypatch.setattr(cls, "frozen_factory", classmethod(factory))
+    network = cls.load_searched_model(name)
+    monkeypatch.undo()
+    return cls(**caught["arguments"]), caught["sample"], network
+
+
+def count(network: Any) -> int:
+    return sum(weight.numel() for weight in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("space", "name"),
+    [
+        pytest.param(space, name, marks=() if name == "cream-014" else pytest.mark.slow)
+        for space, names in SEARCHED.items()
+        for name in names
+    ],
+)
+def test_architectures_that_nni_ships(space: str, name: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, sample, network = searched(space, name, monkeypatch)
+    labels = {choice.label for choice in _flat(made).choices}
+    assert labels - sample.keys()  # blocks that this architecture does not have
+    parameters = json.loads(json.dumps(encode(made, sample)))
+    assert parameters.keys() == search_space(made).keys()
+    assert count(made.freeze(decode(made, parameters))) == count(network)
+    # The same file for retrain --sample.
+    monkeypatch.setattr("nni_cssnas.spaces.architecture.make_space", lambda config: made)
+    (tmp_path / "sample.json").write_text(json.dumps(sample))
+    read = read_architecture(space=f"nni.nas.hub.pytorch:{space}", sample=tmp_path / "sample.json")
+    assert read.parameters == parameters
+
+
+def test_a_sample_of_nnis_form_is_read_as_well_as_a_tuners(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = of(CategoricalMultiple(["a", "b", "c", "d"], n_chosen=2, label="x"))
+    monkeypatch.setattr("nni_cssnas.spaces.architecture.make_space", lambda config: space)
+    path = tmp_path / "sample.json"
+    for data in ({"x": ["a", "c"]}, {"x": '["a", "c"]'}):
+        path.write_text(json.dumps(data))
+        assert read_architecture(space="any:Space", sample=path).parameters == {"x": '["a", "c"]'}
+    path.write_text(json.dumps({"x": ["a", "z"]}))
+    with pytest.raises(SpaceError, match="choice x is "):
+        read_architecture(space="any:Space", sample=path)
+
+
+OWN = """
+from collections import OrderedDict
+
+from nni.nas.nn.pytorch import InputChoice, LayerChoice, ModelSpace
+from torch import nn
+
+
+class Ordered(ModelSpace):
+    def __init__(self, label=None):
+        super().__init__()
+        candidates = OrderedDict([("three", nn.Conv2d(3, 8, 3)), ("one", nn.Conv2d(3, 8, 1))])
+        self.first = LayerChoice(candidates, label=label) if label else LayerChoice(candidates)
+
+
+class Unlabelled(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.inputs = InputChoice(n_candidates=3, n_chosen=1)
+
+
+class Broken(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        [][0]
+"""
+
+
+def test_spaces_whose_constructor_fails(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_spaces_f.py").write_text(OWN)
+    (tmp_path / "own_spaces_s.py").write_text("def x(:")
+    (tmp_path / "own_spaces_n.py").write_text("\nundefined\n")
+    for name, message in (
+        ("own_spaces_f:Ordered", r"cannot be made with .*; give every choice a name of its own, as in LayerChoice"),
+        ("own_spaces_f:Unlabelled", r"cannot be made with .*; give every choice a name of its own"),
+        (
+            "own_spaces_f:Broken",
+            r"cannot be made with \{\}: IndexError: list index out of range \(own_spaces_f.py, line 24\)",
+        ),
+        ("own_spaces_s:X", r"module 'own_spaces_s' fails: invalid syntax \(own_spaces_s.py, line 1\)"),
+        ("own_spaces_n:X", r"fails: NameError: name 'undefined' is not defined \(own_spaces_n.py, line 2\)"),
+    ):
+        with pytest.raises(SpaceError, match=message) as caught:
+            make_space(SpaceConfig(name=name))
+        assert len(str(caught.value).splitlines()) == 1
+    space = make_space(SpaceConfig(name="own_spaces_f:Ordered", arguments={"label": "op"}))
+    assert search_space(space) == {"op": {"_type": "choice", "_value": ["three", "one"]}}
+    assert space.freeze(decode(space, {"op": "one"})).first.kernel_size == (1, 1)

@@ -1,0 +1,164 @@
+"""What a screening has measured, on disk as it comes: append-only, so that a kill at any byte loses at most one line.
+
+One JSON object a line. The first says of what screening the file is; the others what was measured::
+
+    {"screening": {"space": "...", "images": "...", ...}}
+    {"screen": {...choices}, "score": -1.25, "components": {...}, "genotype": {...}}
+    {"finalist": {...choices}, "measured": {...}}
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from nni_cssnas.errors import ExperimentError
+
+__all__ = ["LOG_NAME", "ScreeningLog"]
+
+LOG_NAME = "screening.jsonl"
+KINDS = ("screen", "finalist")
+
+
+class ScreeningLog:
+    """The file of one screening.
+
+    Life cycle: :meth:`open` finds or makes it, before anything is measured; :meth:`recall` gives what an earlier run has
+    measured, :meth:`keep` adds to it.
+
+    Attributes
+    ----------
+    path
+        The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: dict[tuple[str, str], dict[str, Any]] = {}
+
+    @classmethod
+    def open(cls, path: Path, identity: Mapping[str, Any], *, force: bool = False) -> ScreeningLog:
+        """The log of a screening, with what an interrupted run has left in it.
+
+        Parameters
+        ----------
+        path
+            The file; its folder is made.
+        identity
+            Everything that the numbers depend on, as JSON values.
+        force
+            Begin anew if another screening lies there.
+
+        Raises
+        ------
+        ExperimentError
+            If another screening lies there, or the file cannot be read or written.
+        """
+        log = cls(path)
+        identity = json.loads(json.dumps(identity))
+        try:
+            lines = [] if force else list(log._read())
+            found = lines[0].get("screening") if lines else None
+            if isinstance(found, dict):
+                changed = sorted(
+                    name for name in identity.keys() | found.keys() if identity.get(name) != found.get(name)
+                )
+                if changed:
+                    raise ExperimentError(
+                        f"{path} is of another screening ({_difference(changed[0], found, identity)}"
+                        f"{f', and {len(changed) - 1} more differences' if len(changed) > 1 else ''}); "
+                        "name another folder with --output, or use --force to begin anew"
+                    )
+                log._rows = {(kind, _key(row[kind])): row for row in lines[1:] for kind in KINDS if kind in row}
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps({"screening": identity}) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ExperimentError(
+                f"cannot write {path}: {error.strerror or error}; name another folder with --output"
+            ) from None
+        return log
+
+    @property
+    def screened(self) -> int:
+        """How many architectures are in it."""
+        return sum(kind == "screen" for kind, _ in self._rows)
+
+    def recall(self, kind: str, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The row of an architecture, or None."""
+        return self._rows.get((kind, _key(parameters)))
+
+    def keep(self, kind: str, parameters: Mapping[str, Any], **values: Any) -> None:
+        """Add a row.
+
+        Raises
+        ------
+        ExperimentError
+            If it cannot be written; what was written before stays whole.
+        """
+        row = {kind: dict(parameters), **values}
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                start = file.tell()
+                data = json.dumps(row, separators=(",", ":")).encode() + b"\n"
+                try:
+                    if file.write(data) != len(data):
+                        raise OSError(28, "No space left on device")
+                except OSError:
+                    file.truncate(start)
+                    raise
+        except OSError as error:
+            raise ExperimentError(
+                f"cannot write {self.path}: {error.strerror or error}; the {self.screened} architectures in it are kept. "
+                "Make space, and the same command goes on from there"
+            ) from None
+        self._rows[kind, _key(parameters)] = row
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            # The writer was killed within a line; what follows must not be glued to it.
+            with self.path.open("r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict) or not _is_row(row):
+                if number == 1:
+                    raise ExperimentError(f"{self.path} is no log of a screening; name another folder, or use --force")
+                warnings.warn(f"{self.path}, line {number} is damaged and left out", stacklevel=3)
+                continue
+            yield row
+
+
+def _is_row(row: Mapping[str, Any]) -> bool:
+    if "screen" in row:
+        fields: tuple[tuple[str, Any], ...] = (
+            ("screen", dict),
+            ("score", (int, float, type(None))),
+            ("components", dict),
+            ("genotype", (dict, type(None))),
+        )
+    elif "finalist" in row:
+        fields = (("finalist", dict), ("measured", dict))
+    else:
+        fields = (("screening", dict),)
+    return all(isinstance(row.get(name), kind) for name, kind in fields)
+
+
+def _difference(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    old, new = (json.dumps(values.get(name)) for values in (there, here))
+    return f"{name} is {old} there and {new} here" if len(old) + len(new) < 200 else f"{name} differs"
+
+
+def _key(parameters: Mapping[str, Any]) -> str:
+    return json.dumps(dict(parameters), sort_keys=True)

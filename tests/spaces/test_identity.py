@@ -1,0 +1,107 @@
+"""The key under which reference architectures are kept."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nni_cssnas import CellSpace
+from nni_cssnas.spaces import identity
+from nni_cssnas.spaces.identity import MEASURED_BY, own_sources, space_key
+
+SPACE = """
+import nni
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from torch import nn
+from {layers} import block
+
+class Own(ModelSpace):
+    def __init__(self, width=8, activation=None):
+        super().__init__()
+        self.stem = block(3, width)
+        self.body = LayerChoice([nn.Conv2d(width, width, 3), nn.Conv2d(width, width, {kernel})], label="body")
+"""
+LAYERS = """
+from torch import nn
+
+def block(w_in, w_out):
+    return nn.Conv2d(w_in, w_out, {kernel})
+"""
+ASK = (
+    "import sys; sys.path.insert(0, sys.argv[1]); import space_x; from nni_cssnas.spaces.identity import space_key\n"
+    "print(space_key(space_x.Own(**eval(sys.argv[2]))))"
+)
+
+
+def asked(folder: Path, arguments: str = "{}") -> str:
+    """The key of the space in ``folder``, as another process sees it."""
+    command = [sys.executable, "-W", "ignore", "-c", ASK, str(folder), arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_an_edited_space_has_another_key(tmp_path: Path) -> None:
+    def write(kernel: int = 5, layer: int = 1) -> None:
+        (tmp_path / "space_x.py").write_text(SPACE.format(layers="layers_x", kernel=kernel))
+        (tmp_path / "layers_x.py").write_text(LAYERS.format(kernel=layer))
+
+    write()
+    first = asked(tmp_path)
+    assert asked(tmp_path) == first
+    assert asked(tmp_path, "{'width': 16}") != first
+    write(kernel=7)  # the candidates have the same numbers
+    assert asked(tmp_path) != first
+    write(layer=3)  # only a module that the space's imports
+    assert asked(tmp_path) != first
+    write()
+    (tmp_path / "unrelated.py").write_text("x = 1\n")
+    assert asked(tmp_path) == first
+
+
+@pytest.mark.slow
+def test_an_object_among_the_arguments_has_no_address_in_the_key(tmp_path: Path) -> None:
+    (tmp_path / "space_x.py").write_text(SPACE.format(layers="layers_x", kernel=5))
+    (tmp_path / "layers_x.py").write_text(
+        LAYERS.format(kernel=1) + "class Act:\n    def __init__(self, a): self.a = a\n"
+    )
+
+    def key(value: int) -> str:
+        return asked(tmp_path, f"{{'activation': __import__('layers_x').Act({value})}}")
+
+    assert " at 0x" not in key(1)
+    assert key(1) == key(1)
+    assert key(1) != key(2)
+
+
+def test_plain_values() -> None:
+    class Loop:
+        def __init__(self) -> None:
+            self.me = self
+
+    assert " at 0x" not in json.dumps(identity._plain(Loop()))
+    values: list[Any] = [None, True, 1, 1.5, "x", [1, (2,)], {"a": {3, 1}}, len, int, Path("x"), b"y", object()]
+    assert json.dumps(identity._plain(values)) == json.dumps(identity._plain(values))
+
+
+def test_a_cell_space_is_known_by_its_choices_and_arguments() -> None:
+    def key(**arguments: Any) -> str:
+        return space_key(CellSpace(**{"num_nodes": 4, "num_cells": 3, "channels": 4} | arguments))
+
+    assert key() == key()
+    assert len({key(), key(channels=8), key(encoding="edge"), key(operations=("skip_connect", "sep_conv_3x3"))}) == 4
+
+
+def test_our_own_code_is_part_of_the_references_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in MEASURED_BY:
+        assert (identity.PACKAGE / name).exists(), name
+    before = own_sources()
+    assert before == own_sources.__wrapped__()
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores" / "new.py").write_text("")
+    monkeypatch.setattr(identity, "PACKAGE", tmp_path)
+    assert own_sources.__wrapped__() != before
