@@ -22,6 +22,7 @@ __all__ = [
     "InvalidSampleError",
     "SpaceError",
     "nearest",
+    "printable",
 ]
 
 
@@ -67,6 +68,11 @@ class ExperimentError(CssnasError, LookupError):
 
 class ExportError(CssnasError, RuntimeError):
     """A network that a format cannot hold, or a file that cannot be written or read."""
+
+
+def printable(text: str) -> str:
+    """A text for files and messages: what was bytes that are not UTF-8 in a file's name becomes ``\\xe9``."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

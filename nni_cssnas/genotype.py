@@ -9,7 +9,9 @@ earlier state. The cell's output is the concatenation of the states in ``concat`
 from __future__ import annotations
 
 import ast
+import difflib
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,13 @@ OPERATIONS: tuple[str, ...] = (
 """The eight candidate operations of DARTS and CSNAS, in the reference implementation's order."""
 
 
+MAX_NODES = 100
+"""More intermediate nodes than this are a mistake: published cells have 4 to 7."""
+
+FORM = "Genotype(normal=[(op, index), ...], normal_concat=..., reduce=[...], reduce_concat=...)"
+FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
+
+
 @dataclass(frozen=True, order=True)
 class Edge:
     """``operation`` applied to state ``source``.
@@ -44,12 +53,16 @@ class Edge:
     source: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.operation, str):
+            raise GenotypeError(
+                f"operation of an edge is {_shown(self.operation)}; it must be a name, as 'skip_connect'"
+            )
         if self.operation not in OPERATIONS:
-            raise GenotypeError(f"unknown operation {self.operation!r}{nearest(self.operation, OPERATIONS)}")
+            raise GenotypeError(f"unknown operation {_shown(self.operation)}{nearest(self.operation[:80], OPERATIONS)}")
         if self.operation == "none":
             raise GenotypeError("operation 'none' is the absence of an edge; leave the edge out")
-        if not isinstance(self.source, int) or isinstance(self.source, bool) or self.source < 0:
-            raise GenotypeError(f"source of an edge is {self.source!r}; it must be a state number from 0")
+        if not _is_state(self.source):
+            raise GenotypeError(f"source of an edge is {_shown(self.source)}; it must be a state number from 0")
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,8 @@ class Cell:
     ------
     GenotypeError
         If an edge comes from a state that is not earlier than its node, two edges of a node come
-        from the same state, or ``concat`` is empty, repeats or names a state that is not a node.
+        from the same state, there are more than :data:`MAX_NODES` nodes, or ``concat`` is empty, repeats or names a
+        state that is not a node.
     """
 
     nodes: tuple[tuple[Edge, ...], ...]
@@ -71,20 +85,26 @@ class Cell:
     def __post_init__(self) -> None:
         if not self.nodes:
             raise GenotypeError("a cell needs at least one intermediate node")
+        if len(self.nodes) > MAX_NODES:
+            raise GenotypeError(f"a cell has {len(self.nodes)} intermediate nodes; at most {MAX_NODES} are read")
         for index, edges in enumerate(self.nodes):
             sources = [edge.source for edge in edges]
             late = [source for source in sources if source >= index + 2]
             if late:
                 raise GenotypeError(
-                    f"node {index} (state {index + 2}) has an edge from state {late[0]}; "
+                    f"node {index} (state {index + 2}) has an edge from state {_shown(late[0])}; "
                     f"only states 0 to {index + 1} come before it"
                 )
             if len(set(sources)) != len(sources):
                 raise GenotypeError(f"node {index} has two edges from one state: {sources}; keep one of them")
         states = range(2, 2 + len(self.nodes))
-        if not self.concat or len(set(self.concat)) != len(self.concat) or not set(self.concat) <= set(states):
+        if (
+            not self.concat
+            or not all(_is_state(state) and state in states for state in self.concat)
+            or len(set(self.concat)) != len(self.concat)
+        ):
             raise GenotypeError(
-                f"concat is {list(self.concat)}; it must be distinct states from "
+                f"concat is {_shown(list(self.concat))}; it must be distinct states from "
                 f"{states.start} to {states.stop - 1}, at least one"
             )
 
@@ -146,26 +166,29 @@ class Genotype:
         GenotypeError
             If a key is missing or unknown, or a value has another shape.
         """
-        keys = {"normal", "normal_concat", "reduce", "reduce_concat"}
         if not isinstance(data, dict):
-            raise GenotypeError(f"a genotype is a mapping with the keys {sorted(keys)}, not {type(data).__name__}")
-        for key in data.keys() - keys:
-            raise GenotypeError(f"unknown key {key!r} in a genotype{nearest(key, keys)}")
-        for key in sorted(keys - data.keys()):
+            raise GenotypeError(f"a genotype is a mapping with the keys {sorted(FIELDS)}, not {type(data).__name__}")
+        for key in data.keys() - set(FIELDS):
+            # A mapping of something else may hold what must not be shown; only a key that looks mistyped is named.
+            if difflib.get_close_matches(str(key)[:80], FIELDS, n=1):
+                raise GenotypeError(f"unknown key {key!r} in a genotype{nearest(key, FIELDS)}")
+        for key in sorted(set(FIELDS) - data.keys()):
             raise GenotypeError(f"key {key!r} is missing in the genotype")
+        if len(data) > len(FIELDS):
+            raise GenotypeError(
+                f"a genotype has the keys {sorted(FIELDS)} and no others, but here are {len(data)} keys"
+            )
 
         def cell(name: str) -> Cell:
-            try:
-                nodes = tuple(tuple(Edge(op, source) for op, source in edges) for edges in data[name])
-                concat = tuple(data[f"{name}_concat"])
-            except (TypeError, ValueError) as error:
-                if isinstance(error, GenotypeError):
-                    raise GenotypeError(f"{name} cell: {error}") from None
+            nodes, concat = data[name], data[f"{name}_concat"]
+            if not _is_nodes(nodes):
                 raise GenotypeError(
-                    f"{name} cell: expected a list of nodes, each a list of [operation, source] pairs; got {data[name]!r}"
-                ) from None
+                    f"{name} cell: expected a list of nodes, each a list of [operation, source] pairs; got {_shown(nodes)}"
+                )
+            if not isinstance(concat, (list, tuple)):
+                raise GenotypeError(f"{name} cell: concat is {_shown(concat)}; it must be a list of states, as [2, 3]")
             try:
-                return Cell(nodes, concat)
+                return Cell(tuple(tuple(Edge(*pair) for pair in edges) for edges in nodes), tuple(concat))
             except GenotypeError as error:
                 raise GenotypeError(f"{name} cell: {error}") from None
 
@@ -180,8 +203,8 @@ class Genotype:
         """The inverse of :meth:`to_json`; any JSON layout is accepted."""
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise GenotypeError(f"not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
+            raise GenotypeError(f"not JSON: {str(error).splitlines()[0]}") from None
         return cls.from_dict(data)
 
     # ---- DARTS ------------------------------------------------------------------------------------
@@ -210,31 +233,35 @@ class Genotype:
     def from_darts(cls, text: str) -> Genotype:
         """Read what DARTS, PC-DARTS and the CSNAS reference implementation print.
 
+        Of a longer text, as the log of a search or its ``genotypes.py``, the last ``Genotype(...)`` counts.
+
         Raises
         ------
         GenotypeError
-            If the text is not a ``Genotype(...)`` call with literal arguments.
+            If the text has no ``Genotype(...)`` call with literal arguments.
         """
-        form = "Genotype(normal=[(op, index), ...], normal_concat=..., reduce=[...], reduce_concat=...)"
-        fields = ("normal", "normal_concat", "reduce", "reduce_concat")
         try:
-            call = ast.parse(text.strip(), mode="eval").body
+            call = ast.parse(_last_call(text), mode="eval").body
         except SyntaxError as error:
-            raise GenotypeError(f"not the DARTS form {form}: {error.msg}") from None
-        if not isinstance(call, ast.Call) or getattr(call.func, "id", None) != "Genotype":
-            raise GenotypeError(f"not the DARTS form {form}: {text.strip()[:80]!r}")
+            raise GenotypeError(f"not the DARTS form {FORM}: {error.msg.partition(';')[0][:80]}") from None
+        except (ValueError, RecursionError, MemoryError) as error:
+            raise GenotypeError(f"not the DARTS form {FORM}: {_shown(str(error))}") from None
+        assert isinstance(call, ast.Call)
+        fields = FIELDS
         arguments = dict(zip(fields, call.args, strict=False))
         arguments |= {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg in fields}
         values: dict[str, Any] = {}
         for name in fields:
             if name not in arguments:
-                raise GenotypeError(f"{name} is missing in the DARTS form {form}")
+                raise GenotypeError(f"{name} is missing in the DARTS form {FORM}")
             values[name] = _literal(arguments[name], name)
 
         def nodes(name: str) -> list[list[Any]]:
             pairs = values[name]
             if not isinstance(pairs, list) or not pairs or len(pairs) % 2:
-                raise GenotypeError(f"{name} must be a list of (operation, index), two for each node; got {pairs!r}")
+                raise GenotypeError(
+                    f"{name} must be a list of (operation, index), two for each node; got {_shown(pairs)}"
+                )
             return [pairs[start : start + 2] for start in range(0, len(pairs), 2)]
 
         return cls.from_dict(
@@ -247,18 +274,68 @@ class Genotype:
         )
 
     @classmethod
-    def parse(cls, text: str) -> Genotype:
-        """A genotype from a known name (``DARTS_V2``), the DARTS form, or JSON."""
+    def parse(cls, text: str, *, quote: bool = True) -> Genotype:
+        """A genotype from a known name (``DARTS_V2``), JSON, or text with the DARTS form: a line of a log, or all of it.
+
+        Parameters
+        ----------
+        text
+            Of a log, the last genotype counts.
+        quote
+            Whether an error may repeat a text that is no genotype; not for files, which may hold anything.
+
+        Raises
+        ------
+        GenotypeError
+            If it is none of these, or malformed.
+        """
         stripped = text.strip()
         if stripped.startswith("{"):
             return cls.from_json(stripped)
-        if stripped.startswith("Genotype"):
+        if _CALL.search(stripped):
             return cls.from_darts(stripped)
         if stripped in NAMED_GENOTYPES:
             return NAMED_GENOTYPES[stripped]
-        raise GenotypeError(
-            f"{stripped[:80]!r} is neither JSON, nor the DARTS form, nor a known name{nearest(stripped, NAMED_GENOTYPES)}"
-        )
+        what, hint = "the text", ""
+        if quote:
+            what, hint = _shown(stripped), nearest(stripped[:80], NAMED_GENOTYPES)
+        raise GenotypeError(f"{what} is neither JSON, nor the DARTS form, nor a known name{hint}")
+
+
+_CALL = re.compile(r"\bGenotype\s*\(")
+
+
+def _last_call(text: str) -> str:
+    """The last ``Genotype(...)`` that is closed; a log that is still written may end in the middle of one."""
+    for match in reversed(list(_CALL.finditer(text))):
+        depth = 0
+        for bracket in re.compile(r"[()]").finditer(text, match.end() - 1):
+            depth += 1 if bracket[0] == "(" else -1
+            if not depth:
+                return text[match.start() : bracket.end()]
+    raise GenotypeError(f"not the DARTS form {FORM}: no Genotype(...) that is closed")
+
+
+def _shown(value: Any) -> str:
+    """At most 80 characters of a value, on one line."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a whole number of more digits than Python prints
+        text = f"{type(value).__name__} that is too large to show"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_nodes(value: Any) -> bool:
+    """Whether it is a list of lists of pairs. A text would be one of its letters, too."""
+    listlike = (list, tuple)
+    return isinstance(value, listlike) and all(
+        isinstance(edges, listlike) and all(isinstance(pair, listlike) and len(pair) == 2 for pair in edges)
+        for edges in value
+    )
 
 
 def _literal(node: ast.expr, name: str) -> Any:
@@ -266,14 +343,25 @@ def _literal(node: ast.expr, name: str) -> Any:
     if isinstance(node, ast.Call) and getattr(node.func, "id", None) in ("range", "list") and not node.keywords:
         arguments = [_literal(argument, name) for argument in node.args]
         try:
-            return list(range(*arguments)) if node.func.id == "range" else list(*arguments)  # type: ignore[attr-defined]
-        except TypeError:
-            raise GenotypeError(f"{name} is {ast.unparse(node)}, not a list of numbers") from None
+            numbers = range(*arguments) if node.func.id == "range" else list(*arguments)  # type: ignore[attr-defined]
+            if len(numbers) <= MAX_NODES:
+                return list(numbers)
+        except (TypeError, ValueError, OverflowError):
+            pass
+        raise GenotypeError(f"{name} is {_source(node)}, not a list of at most {MAX_NODES} numbers")
     try:
         value = ast.literal_eval(node)
-    except ValueError:
-        raise GenotypeError(f"{name} is {ast.unparse(node)}, not a literal") from None
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        raise GenotypeError(f"{name} is {_source(node)}, not a literal") from None
     return list(value) if isinstance(value, tuple) else value
+
+
+def _source(node: ast.expr) -> str:
+    try:
+        text = ast.unparse(node)
+    except (RecursionError, ValueError):
+        text = "an expression that is too large to show"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 NAMED_GENOTYPES: dict[str, Genotype] = {

@@ -23,7 +23,7 @@ ALLOWED = {
     "spaces": {"config", "genotype", "modules", "spaces"},
     "results": {"genotype", "results"},
     "export": {"export", "modules", "spaces"},
-    "retrain": {"config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces", "workers"},
+    "retrain": {"base", "config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces", "workers"},
     "tuners": {"config", "dispatcher", "results", "screening", "tuners"},
     "screening": {"config", "genotype", "proxy", "results", "scores", "spaces", "workers"},
     "search": {"config", "images", "results", "screening", "spaces", "tuners"},

@@ -157,7 +157,11 @@ def screen(
 @app.command()
 def export(
     genotype: Annotated[
-        str | None, typer.Argument(help="A published name, the DARTS form, JSON, a file, or a folder of `best`.")
+        str | None,
+        typer.Argument(
+            help="A published name, the DARTS form, JSON, a file with it (a log, too), a folder of `best`, or an experiment's id. "
+            "Not needed with --weights of `retrain`."
+        ),
     ] = None,
     format: Annotated[
         list[str] | None,
@@ -170,14 +174,30 @@ def export(
     arguments: Annotated[str, typer.Option(help="Arguments of the space, as YAML: '{width: 16}'.")] = "",
     sample: Annotated[Path | None, typer.Option("--sample", help="Its choices: sample.json of `best`.")] = None,
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Of `retrain`, or a state dict; default: fresh.")
+        Path | None,
+        typer.Option(
+            "--weights",
+            help="Of `retrain`, whose file knows its network, or a state dict (default: freshly drawn).",
+        ),
     ] = None,
-    classes: Annotated[int, typer.Option(min=0, help="Logits; 0 for pooled features.")] = 10,
-    cells: Annotated[int, typer.Option(min=3, help="Depth of a network of cells.")] = 20,
-    channels: Annotated[int, typer.Option(min=1, help="Width of its first cells.")] = 36,
-    stem: Annotated[str, typer.Option(help="cifar or imagenet.")] = "cifar",
+    classes: Annotated[
+        int | None,
+        typer.Option(min=0, help="Logits; 0 for pooled features (default: those of the weights, else 10)."),
+    ] = None,
+    cells: Annotated[
+        int | None, typer.Option(min=3, help="Depth of a network of cells (default: that of the weights, else 20).")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option(min=1, help="Width of its first cells (default: that of the weights, else 36).")
+    ] = None,
+    stem: Annotated[
+        str | None, typer.Option(help="cifar or imagenet (default: that of the weights, else cifar).")
+    ] = None,
     auxiliary: Annotated[bool, typer.Option("--auxiliary", help="With the head that helps training.")] = False,
-    size: Annotated[int | None, typer.Option(min=8, help="Edge of the images (32, or 224 for imagenet).")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=8, help="Edge of the images (default: that of the weights, else 32, or 224 for imagenet)."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of fresh weights.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
@@ -204,29 +224,28 @@ def export(
     from nni_cssnas.config import SpaceConfig
     from nni_cssnas.export import export as write
     from nni_cssnas.export import load_weights
-    from nni_cssnas.retrain.weights import Weights
+    from nni_cssnas.retrain.weights import Weights, own_weights
     from nni_cssnas.scores.cost import multiply_adds, num_parameters
     from nni_cssnas.spaces.architecture import read_architecture
 
     sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    named = genotype is not None or space is not None or sample is not None
+    known = None if weights is None else own_weights(weights) if named else Weights.read(weights)
+    given = {"num_classes": classes, "num_cells": cells, "channels": channels, "stem": stem, "size": size}
+    given = {name: value for name, value in given.items() if value is not None}
+    home = None if space is None else SpaceConfig(name=space, arguments=mapping(arguments))
     trained: dict[str, Any] = {}
-    if weights is not None and genotype is None and space is None:
-        # What retraining wrote knows its own network.
-        known = Weights.read(weights)
+    if known is not None:
+        asked = read_architecture(architecture_of(genotype), space=home, sample=sample) if named else None
+        known.check(str(weights), asked, given)
         architecture = known.architecture
         shape = {**asdict(known.shape), "auxiliary": auxiliary}
         trained = {"class names": ", ".join(known.classes), "input mean": known.mean, "input std": known.std}
     else:
-        home = None if space is None else SpaceConfig(name=space, arguments=mapping(arguments))
         architecture = read_architecture(architecture_of(genotype), space=home, sample=sample)
-        shape = {
-            "num_classes": classes,
-            "size": size or (224 if stem == "imagenet" else 32),
-            "num_cells": cells,
-            "channels": channels,
-            "stem": stem,
-            "auxiliary": auxiliary,
-        }
+        default = {"num_classes": 10, "num_cells": 20, "channels": 36, "stem": "cifar"}
+        default["size"] = 224 if stem == "imagenet" else 32
+        shape = {**default, **given, "auxiliary": auxiliary}
     edge = shape["size"]
     torch.manual_seed(seed)
     network = architecture.build(**shape)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +20,13 @@ if TYPE_CHECKING:
     from nni_cssnas.retrain.config import RetrainConfig
     from nni_cssnas.spaces.architecture import Architecture
 
+RECIPES = "(default: the recipe's)."
+
 Genotype = Annotated[
-    str | None, typer.Argument(help="A published name, the DARTS form, JSON, a file, or a folder of `best`.")
+    str | None,
+    typer.Argument(
+        help="A published name, the DARTS form, JSON, a file with it (a log, too), a folder of `best`, or an experiment's id."
+    ),
 ]
 Space = Annotated[str | None, typer.Option("--space", help="module:attribute of another NNI model space.")]
 Arguments = Annotated[str, typer.Option(help="Arguments of the space, as YAML: '{width: 16}'.")]
@@ -28,18 +36,22 @@ Data = Annotated[
     str, typer.Option("--data", "-d", help="Labelled images: a folder of class folders, an .npz, or cifar10.")
 ]
 Val = Annotated[str | None, typer.Option("--val", help="Images to validate with; by default a part is held out.")]
-Root = Annotated[Path | None, typer.Option("--root", help="Where CIFAR-10 lies.")]
+Root = Annotated[Path | None, typer.Option("--root", help="Where CIFAR-10 lies (default: in the cache).")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 if it is not there.")]
-Epochs = Annotated[int | None, typer.Option(min=1)]
-Batch = Annotated[int | None, typer.Option("--batch-size", min=2)]
-Channels = Annotated[int | None, typer.Option(min=1, help="Width of a network of cells.")]
-Cells = Annotated[int | None, typer.Option(min=3, help="Its depth.")]
-Size = Annotated[int | None, typer.Option(min=8, help="Edge of the images in pixels.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help=f"Passes through the training images {RECIPES}")]
+Batch = Annotated[
+    int | None, typer.Option("--batch-size", min=2, help=f"Images of a step, on all devices together {RECIPES}")
+]
+Channels = Annotated[int | None, typer.Option(min=1, help=f"Width of the first cells of a network of cells {RECIPES}")]
+Cells = Annotated[int | None, typer.Option(min=3, help=f"Depth of a network of cells {RECIPES}")]
+Size = Annotated[int | None, typer.Option(min=8, help=f"Edge of the images in pixels {RECIPES}")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Any other number of the recipe, as lr=0.1; may be repeated.")
 ]
-Seed = Annotated[int | None, typer.Option(min=0)]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, help="Of the weights, the order of the images and what is held out (default: 0).")
+]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is one).")]
 Force = Annotated[bool, typer.Option("--force", help="Remove another run that lies there.")]
 
 
@@ -60,14 +72,28 @@ def retrain(
     channels: Channels = None,
     cells: Cells = None,
     size: Size = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
-    label_fraction: Annotated[float | None, typer.Option(help="Part of the labels that is used: 0.01, 0.1.")] = None,
-    pretrain: Annotated[str | None, typer.Option(help="contrastive: train without labels first.")] = None,
+    lr: Annotated[float | None, typer.Option(help=f"Learning rate at the start {RECIPES}")] = None,
+    label_fraction: Annotated[
+        float | None, typer.Option(help="Part of the labels that is used: 0.01, 0.1 (default: 1).")
+    ] = None,
+    pretrain: Annotated[
+        str | None, typer.Option(help="contrastive: train without labels first (default: none).")
+    ] = None,
+    pretrain_epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--pretrain-epochs",
+            min=1,
+            help="Epochs without labels, with --pretrain contrastive, which this implies (default: 100).",
+        ),
+    ] = None,
     unlabelled: Annotated[
         str | None, typer.Option(help="Images for that: a folder, an .npz, cifar10; default: those of --data.")
     ] = None,
-    devices: Annotated[int | None, typer.Option(min=1, help="GPUs; several share the work by DDP.")] = None,
-    amp: Annotated[str | None, typer.Option(help="off, bf16 or fp16.")] = None,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="GPUs; several share the work by DDP (default: 1).")
+    ] = None,
+    amp: Annotated[str | None, typer.Option(help="off, bf16 or fp16 (default: off).")] = None,
     settings: Settings = None,
     seed: Seed = None,
     device: Device = None,
@@ -87,7 +113,8 @@ def retrain(
         "size": size,
         "lr": lr,
         "label_fraction": label_fraction,
-        "pretrain": pretrain,
+        "pretrain": "contrastive" if pretrain is None and pretrain_epochs is not None else pretrain,
+        "contrastive": None if pretrain_epochs is None else {"epochs": pretrain_epochs},
         "devices": devices,
         "strategy": "ddp" if devices is not None and devices > 1 else None,
         "amp": amp,
@@ -98,6 +125,9 @@ def retrain(
 
     from nni_cssnas.errors import ConfigError
     from nni_cssnas.retrain.run import check_output, ignored
+
+    if pretrain_epochs is not None and config.pretrain == "none":
+        raise ConfigError(f"--pretrain-epochs is {pretrain_epochs}, but --pretrain is 'none'; leave one out")
     from nni_cssnas.retrain.run import retrain as train
 
     if unlabelled is not None and config.pretrain == "none":
@@ -107,25 +137,31 @@ def retrain(
     if note:
         console.print(f"note: {note}", highlight=False)
     images = _labelled(data, val, config, root, download)
-    others = None
-    if unlabelled is not None:
-        others = _unlabelled(unlabelled, config, download)
+    others = None if unlabelled is None else _unlabelled(unlabelled, config, download)
     console.print(
         f"{len(images.train)} images to train on, {len(images.val)} to validate with, {len(images.classes)} classes"
     )
-    result = train(
-        architecture,
-        config,
-        images,
-        output,
-        unlabelled=others,
-        force=force,
-        progress_bar=True,
-        on_pretrain_epoch=lambda epoch, loss: console.print(
-            f"contrastive epoch {epoch + 1}/{config.contrastive.epochs}: loss {loss:.4f}", highlight=False
-        ),
-        on_epoch=lambda row: console.print(_line(row, config.epochs), highlight=False),
-    )
+    status = console.status("timing a few batches")
+
+    def say(plan: object) -> None:
+        status.stop()  # before Lightning's bar begins
+        console.print(str(plan), highlight=False, markup=False, soft_wrap=True)
+
+    with _going_on(output), status:
+        result = train(
+            architecture,
+            config,
+            images,
+            output,
+            unlabelled=others,
+            force=force,
+            progress_bar=True,
+            on_plan=None if console.quiet else say,
+            on_pretrain_epoch=lambda epoch, loss: console.print(
+                f"contrastive epoch {epoch + 1}/{config.contrastive.epochs}: loss {loss:.4f}", highlight=False
+            ),
+            on_epoch=lambda row: console.print(_line(row, config.epochs), highlight=False),
+        )
     top5 = "" if result.final_top5 is None else f", top-5 {result.final_top5:.2%}"
     console.print(f"{short(result.params)} parameters, {short(result.macs)} multiply-adds", highlight=False)
     console.print(
@@ -227,7 +263,8 @@ def probe(
 @app.command()
 def compare(
     found: Annotated[
-        list[str], typer.Argument(help="What was found: genotypes, files, folders of `best` or `screen`.")
+        list[str],
+        typer.Argument(help="What was found: genotypes, files, folders of `best` or `screen`, experiments' ids."),
     ],
     recipe: Recipe = "cifar10",
     data: Data = "cifar10",
@@ -241,7 +278,15 @@ def compare(
     baselines: Annotated[
         list[str] | None, typer.Option("--baseline", help="Published cells; default: DARTS_V2. May be repeated.")
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Trainings of each.")] = 2,
+    searches: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            help="NAME=ITEM,ITEM: these (numbers from 1, or patterns) are of one search; may be repeated. Default: files of "
+            "one folder are of one search.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="Trainings of each.")] = 2,
     params: Annotated[
         int | None, typer.Option(min=1, help="Parameters of all; default: those of the first found with --channels.")
     ] = None,
@@ -265,6 +310,7 @@ def compare(
     download: Download = False,
 ) -> None:
     """Did the search help? Train what was found, random cells of the same size and DARTS_V2 alike, with labels."""
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.table import Table
 
@@ -288,24 +334,28 @@ def compare(
     import torch
 
     from nni_cssnas.retrain import compare as comparison
+    from nni_cssnas.retrain.searches import searches_of
+    from nni_cssnas.retrain.summary import summarise, verdict
     from nni_cssnas.scores.device import resolve_device
     from nni_cssnas.spaces.architecture import read_architecture
 
-    named: dict[str, Architecture] = {}
-    for number, item in enumerate(found, start=1):
-        one = (
-            read_architecture(architecture_of(item))
-            if home is None
-            else read_architecture(space=home, sample=Path(item))
-        )
-        named[f"found-{number}"] = one
-    images = _labelled(data, val, config, root, download)
+    # An experiment's id becomes its folder.
+    items = [str(architecture_of(item)) if home is None else item for item in found]
+    origins = {f"found-{n}": name for n, name in enumerate(searches_of(items, searches or ()), start=1)}
+    named = {
+        f"found-{n}": read_architecture(item) if home is None else read_architecture(space=home, sample=Path(item))
+        for n, item in enumerate(items, start=1)
+    }
+    load = _labels(data, val, config, root, download)
+    with console.status("reading the images"):
+        images = load()
     names = ["DARTS_V2"] if baselines is None else baselines
     with console.status("fitting the widths"):
         who = comparison.contestants(
             named,
             config,
             len(images.classes),
+            searches=origins,
             num_random=random,
             baselines=names,
             tolerance=tolerance,
@@ -313,11 +363,11 @@ def compare(
             params=params,
         )
     comparison.check_folder(who, config, images, output)
-    table = Table(title=f"{len(who)} architectures, {seeds} trainings each", title_justify="left")
-    for column in ("name", "channels", "parameters"):
-        table.add_column(column, justify="left" if column == "name" else "right")
+    table = Table(title=f"{len(who)} architectures, {seeds} training{'s' * (seeds > 1)} each", title_justify="left")
+    for column in ("name", "search", "channels", "parameters"):
+        table.add_column(column, justify="left" if column in ("name", "search") else "right")
     for contestant in who:
-        table.add_row(contestant.name, str(contestant.channels), f"{contestant.params:,}")
+        table.add_row(contestant.name, escape(contestant.search), str(contestant.channels), f"{contestant.params:,}")
     console.print(table)
     parallel = workers or (torch.get_num_threads() if resolve_device(config.device).type == "cpu" else 1)
     runs = []
@@ -328,23 +378,41 @@ def compare(
         TextColumn("{task.description}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as bar:
+    with _going_on(output), Progress(*columns, console=console) as bar:
         task = bar.add_task("", total=len(who) * seeds)
-        for run in comparison.compare(who, config, images, output, seeds=range(seeds), workers=parallel):
+        for run in comparison.compare(who, config, images, output, seeds=range(seeds), workers=parallel, load=load):
             runs.append(run)
             bar.update(task, advance=1, description=f"{run.name}, seed {run.seed}: {run.top1:.2%}")
     paths = comparison.write_results(runs, who, config, output)
     table = Table(title="top-1 accuracy", title_justify="left")
     for column in ("group", "architectures", "mean", "standard error", "spread", "parameters"):
-        table.add_column(column, justify="left" if column == "group" else "right")
-    groups = comparison.summarise(runs)
+        table.add_column(column, justify="left" if column in ("group", "architectures") else "right")
+    groups = summarise(runs)
     for group in groups:
-        numbers = [f"{100 * value:.2f}" for value in (group.mean, group.error, group.spread)]
-        table.add_row(group.name, str(group.architectures), *numbers, f"{group.params:,.0f}")
+        numbers = [
+            "unknown" if value is None else f"{100 * value:.2f}" for value in (group.mean, group.error, group.spread)
+        ]
+        table.add_row(group.name, group.members, *numbers, f"{group.params:,.0f}")
     console.print(table)
-    console.print(comparison.verdict(groups), highlight=False)
+    for one in verdict(groups):
+        console.print(one.sentence, highlight=False, markup=False, soft_wrap=True)
     for path in paths:
         console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def _going_on(output: Path) -> Iterator[None]:
+    """Say at Ctrl-C that nothing is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(
+            f"interrupted; the same command goes on after the last epoch that is finished in {output}",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+        raise typer.Exit(130) from None
 
 
 def _architecture(genotype: str | None, space: str | None, arguments: str, sample: Path | None) -> Architecture:
@@ -364,20 +432,28 @@ def _config(recipe: str, values: dict[str, Any], settings: list[str] | None) -> 
     return RetrainConfig.load(recipe, **merge(given, parse_settings(settings or ())))
 
 
-def _labelled(data: str, val: str | None, config: RetrainConfig, root: Path | None, download: bool) -> LabelledImages:
+def _labels(
+    data: str, val: str | None, config: RetrainConfig, root: Path | None, download: bool
+) -> Callable[[], LabelledImages]:
+    """What reads the images; worker processes call it again."""
     from nni_cssnas.images.labelled import load_labelled
 
+    return partial(
+        load_labelled,
+        data,
+        config.size,
+        val=val,
+        validation=config.validation,
+        seed=config.seed,
+        resident_gb=config.resident_gb,
+        root=root,
+        download=download,
+    )
+
+
+def _labelled(data: str, val: str | None, config: RetrainConfig, root: Path | None, download: bool) -> LabelledImages:
     with console.status("reading the images"):
-        return load_labelled(
-            data,
-            config.size,
-            val=val,
-            validation=config.validation,
-            seed=config.seed,
-            resident_gb=config.resident_gb,
-            root=root,
-            download=download,
-        )
+        return _labels(data, val, config, root, download)()
 
 
 def _unlabelled(source: str, config: RetrainConfig, download: bool) -> Any:
@@ -385,7 +461,7 @@ def _unlabelled(source: str, config: RetrainConfig, download: bool) -> Any:
     from nni_cssnas.images.sources import load_images
 
     images = ImagesConfig(source=source, size=config.size, num_images=None, download=download)
-    return load_images(images, min_images=config.contrastive.batch_size)
+    return load_images(images)
 
 
 def _line(row: dict[str, float], epochs: int) -> str:

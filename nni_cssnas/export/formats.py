@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nni_cssnas.errors import ConfigError, ExportError, nearest
+from nni_cssnas.errors import ConfigError, ExportError, nearest, printable
 from nni_cssnas.export.cells import cell_source
 from nni_cssnas.export.traced import traced_source
 from nni_cssnas.modules import evaluation_mode
@@ -89,7 +89,11 @@ def export(
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder, evaluation_mode(network):
             written = Path(folder) / f"network{FORMATS[format]}"
-            writers[format](network, written, size, about or {})
+            # Class and file names may come from a disk whose names are not UTF-8.
+            plain = {
+                name: printable(value) if isinstance(value, str) else value for name, value in (about or {}).items()
+            }
+            writers[format](network, written, size, plain)
             difference = _difference(network, written, format, size)
             if difference is not None and not difference <= TOLERANCE:
                 raise ExportError(
@@ -114,9 +118,13 @@ def load_weights(network: nn.Module, path: Path) -> None:
     """
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ExportError(f"cannot read weights from {path}: {detail}; give a state dict or a checkpoint") from None
+    except OSError as error:
+        raise ExportError(f"cannot read weights from {path}: {error.strerror or error}") from None
+    except Exception as error:  # whatever torch's reader raises; its words end in the advice to let the file run code
+        raise ExportError(
+            f"{path} holds no plain weights ({type(error).__name__}); give what torch.save(network.state_dict(), ...) writes, "
+            "or a checkpoint of tensors"
+        ) from None
     state = data.get("state_dict", data.get("state", data)) if isinstance(data, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ExportError(f"{path} holds no state dict; give what torch.save(network.state_dict(), ...) writes")
@@ -147,7 +155,7 @@ def _write_python(network: nn.Module, path: Path, size: int, about: Mapping[str,
 
 
 def _title(about: Mapping[str, Any]) -> str:
-    lines = [str(about.get("title", "A network found by nni_cssnas.")), ""]
+    lines = [str(about.get("title", "A network found by nni-cssnas.")), ""]
     lines += [f"{name}: {value}" for name, value in about.items() if name != "title"]
     return "\n".join(lines).rstrip().replace("\\", "\\\\").replace('"""', "'''")
 

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from nni_cssnas.errors import ImagesError, nearest
+from nni_cssnas.errors import ImagesError, nearest, printable
 from nni_cssnas.images import decode
 from nni_cssnas.images.cache import cache_folder, resident
+from nni_cssnas.images.depth import common_depth
+from nni_cssnas.images.listing import image_files, is_hidden
 from nni_cssnas.images.pool import Images, StreamedImages, fingerprint
 from nni_cssnas.images.sources import BLOCK_BYTES, CIFAR10_FOLDER, listed, read_npz, stamp, threads
 
@@ -34,10 +36,11 @@ MEASURED = 1024
 
 @dataclass(frozen=True)
 class Files:
-    """Pictures that stay on disk: ``names`` below ``folder``."""
+    """Pictures that stay on disk: ``names`` below ``folder``; 16-bit ones are scaled from the ``bits`` that their set holds."""
 
     folder: Path
     names: tuple[str, ...]
+    bits: int = 16
 
     def __len__(self) -> int:
         return len(self.names)
@@ -50,7 +53,7 @@ class Files:
         """The pictures, resized and cropped to ``size``, each decoded when it is asked for."""
 
         def load(position: int) -> NDArray[np.uint8] | str:
-            return _try(partial(decode.load, self.path(position), size), self.names[position])
+            return _try(partial(decode.load, self.path(position), size, self.bits), self.names[position])
 
         return StreamedImages(self.names, load, self.key, threads())
 
@@ -58,6 +61,7 @@ class Files:
     def key(self) -> str:
         """Names and sizes, which stand for the content."""
         content = json.dumps([[name, stamp(self.folder / name)[1]] for name in self.names])
+        content += f" {self.bits} bits" if self.bits < 16 else ""
         return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -71,20 +75,32 @@ class Split:
         uint8, ``(N, 3, size, size)``, or the files.
     labels
         Numbers of the classes, int64, ``(N,)``.
+    names
+        Of the images, for messages: paths below ``folder``, if they come from one.
+    bits
+        From which 16-bit images of the folder were scaled.
     """
 
     images: Tensor | Files
     labels: Tensor
+    names: tuple[str, ...] = ()
+    folder: Path | None = None
+    bits: int | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def files(self) -> Files | None:
+        """The files that the images come from, whether they are in memory or not."""
+        return None if self.folder is None else Files(self.folder, self.names)
+
     def take(self, index: Tensor) -> Split:
         """The images at these positions."""
-        if isinstance(self.images, Tensor):
-            return Split(self.images[index], self.labels[index])
-        names = tuple(self.images.names[position] for position in index.tolist())
-        return Split(Files(self.images.folder, names), self.labels[index])
+        known = self.images.names if isinstance(self.images, Files) else self.names
+        names = tuple(known[position] for position in index.tolist()) if known else ()
+        images = self.images[index] if isinstance(self.images, Tensor) else replace(self.images, names=names)
+        return replace(self, images=images, labels=self.labels[index], names=names)
 
     def counts(self, num_classes: int) -> Tensor:
         """Images of each class, ``(num_classes,)``."""
@@ -180,7 +196,8 @@ def load_labelled(
     Warns
     -----
     UserWarning
-        If files of a folder cannot be read; they are left out.
+        If files of a folder cannot be read or do not count, a class has no validation image, or validation images are
+        among the training images, too.
     """
     read = partial(_read, size=size, resident_gb=resident_gb, cache_dir=cache_dir)
     train, classes, own = (
@@ -188,9 +205,9 @@ def load_labelled(
     )
     _check_classes(train, classes, str(source))
     if val is not None:
-        held_out, _, _ = read(val, classes=classes)
+        held_out, _, _ = read(val, classes=classes, bits=train.bits)
     elif own is not None:
-        held_out = own if isinstance(own, Split) else read(own, classes=classes)[0]
+        held_out = own if isinstance(own, Split) else read(own, classes=classes, bits=train.bits)[0]
     else:
         chosen = stratified(train.labels, len(classes), validation, seed, leave=1)
         if not len(chosen):
@@ -200,7 +217,60 @@ def load_labelled(
         rest = torch.ones(len(train), dtype=torch.bool)
         rest[chosen] = False
         train, held_out = train.take(rest.nonzero().squeeze(1)), train.take(chosen)
+    absent = [name for name, count in zip(classes, held_out.counts(len(classes)).tolist(), strict=True) if not count]
+    if absent:
+        warnings.warn(
+            f"{source}: no validation image of {listed(absent, 'class', 'classes')}; the accuracies say nothing of "
+            f"{'it' if len(absent) == 1 else 'them'}",
+            stacklevel=2,
+        )
+    repeated = _repeated(train, held_out)
+    if repeated:
+        examples = ", ".join(f"{ours} is {theirs}" for ours, theirs in repeated[:2])
+        warnings.warn(
+            f"{source}: {len(repeated)} of {len(held_out)} validation images are among the training images, too ({examples}); "
+            "the validation accuracy will be too high. Remove the copies",
+            stacklevel=2,
+        )
     return LabelledImages(classes, train, held_out, size)
+
+
+def _repeated(train: Split, val: Split) -> list[tuple[str, str]]:
+    """The validation images that equal a training image, with its name: equal pixels in memory, equal bytes of files."""
+    if isinstance(train.images, Tensor) and isinstance(val.images, Tensor):
+        return _pairs(
+            {_digest(image): name for image, name in zip(train.images, train.names, strict=True)},
+            [(_digest(image), name) for image, name in zip(val.images, val.names, strict=True)],
+        )
+    ours, theirs = val.files, train.files
+    if ours is None or theirs is None:  # one side is an array, the other is files that are not decoded
+        return []
+    # Most files have a size of their own, and need not be read.
+    sizes = {stamp(theirs.path(position))[1] for position in range(len(theirs))}
+    candidates = [position for position in range(len(ours)) if stamp(ours.path(position))[1] in sizes]
+    sizes = {stamp(ours.path(position))[1] for position in candidates}
+    known = {
+        content: theirs.names[position]
+        for position in range(len(theirs))
+        if stamp(theirs.path(position))[1] in sizes and (content := _content(theirs.path(position)))
+    }
+    return _pairs(known, [(_content(ours.path(position)), ours.names[position]) for position in candidates])
+
+
+def _pairs(known: Mapping[bytes, str], ours: Iterable[tuple[bytes, str]]) -> list[tuple[str, str]]:
+    return [(name, known[digest]) for digest, name in ours if digest in known]
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest()
+
+
+def _content(path: Path) -> bytes:
+    """Stands for a file's content; empty if it cannot be read, which others say."""
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+    except OSError:
+        return b""
 
 
 def stratified(labels: Tensor, num_classes: int, fraction: float, seed: int, *, leave: int = 0) -> Tensor:
@@ -248,16 +318,22 @@ def _check_classes(split: Split, classes: Sequence[str], source: str) -> None:
 
 
 def _read(
-    source: str | Path, *, size: int, classes: tuple[str, ...] | None, resident_gb: float, cache_dir: Path | None
+    source: str | Path,
+    *,
+    size: int,
+    classes: tuple[str, ...] | None,
+    resident_gb: float,
+    cache_dir: Path | None,
+    bits: int | None = None,
 ) -> tuple[Split, tuple[str, ...], Path | None]:
     """Images, classes, and the folder of the validation images if there is one beside them."""
     path = Path(source).expanduser()
     if path.is_dir():
         folder, own = (path, None) if classes is not None else _halves(path)
-        split, names = _folder(folder, classes, size, resident_gb, cache_dir)
+        split, names = _folder(folder, classes, size, resident_gb, cache_dir, bits)
         return split, names, own
     if path.is_file() and path.suffix.lower() == ".npz":
-        split, names = _npz(path, classes, size)
+        split, names = _npz(path, classes, size, cache_dir)
         return split, names, None
     if path.exists():
         raise ImagesError(f"data is {str(source)!r}, a file; it must be a folder of class subfolders or an .npz file")
@@ -278,49 +354,59 @@ def _halves(folder: Path) -> tuple[Path, Path | None]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith((".", "__"))
-    )
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
 
 
 def _folder(
-    folder: Path, classes: tuple[str, ...] | None, size: int, resident_gb: float, cache_dir: Path | None
+    folder: Path,
+    classes: tuple[str, ...] | None,
+    size: int,
+    resident_gb: float,
+    cache_dir: Path | None,
+    bits: int | None,
 ) -> tuple[Split, tuple[str, ...]]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    found = tuple(_subfolders(folder))
+    # Names on disk are any bytes; a class's name is also written into files of UTF-8.
+    found = {printable(name): name for name in _subfolders(folder)}
     if not found:
         raise ImagesError(
             f"{folder} has no class subfolders, so its images have no labels; put the images of each class into a subfolder "
             "of its name, or give an .npz with images and labels"
         )
-    names = found if classes is None else classes
+    names = tuple(found) if classes is None else classes
     unknown = [name for name in found if name not in names]
     if unknown:
         raise ImagesError(
             f"{folder}: class {unknown[0]!r} is not one of the training images{nearest(unknown[0], names)}"
         )
-    numbers = {name: number for number, name in enumerate(names) if name in found}
-    try:
-        samples = make_dataset(str(folder), numbers, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        raise ImagesError(
-            f"{folder}: {str(error).split('.')[0]}: {listed(_empty(folder, found), 'class', 'classes')}"
-        ) from None
-    files = Files(folder, tuple(os.path.relpath(path, folder) for path, _ in samples))
-    labels = torch.tensor([label for _, label in samples])
-    if len(files) * 3 * size**2 > resident_gb * 2**30:
-        return Split(files, labels), names
-    return _decoded(Split(files, labels), size, cache_dir), names
+    numbers = {found[name]: number for number, name in enumerate(names) if name in found}
+    listing = image_files(folder)
+    listing.warn(stacklevel=5)
+    chosen = tuple(name for name in listing.names if _first(name) in numbers)
+    if len(chosen) < len(listing.names):
+        beside = [name for name in listing.names if _first(name) not in numbers]
+        warnings.warn(f"{folder}: {listed(beside)} in no class folder, left out", stacklevel=5)
+    twice = [pair for pair in listing.repeated if _first(pair[0]) != _first(pair[1])]
+    if twice:
+        left, kept = twice[0]
+        warnings.warn(
+            f"{folder}: {len(twice)} picture{'s lie' if len(twice) > 1 else ' lies'} in two classes at once ({left} is {kept}); only the second counts",
+            stacklevel=5,
+        )
+    labels = torch.tensor([numbers[_first(name)] for name in chosen], dtype=torch.long)
+    seen = set(labels.tolist())
+    empty = [name for name in found if numbers[found[name]] not in seen]
+    if empty:
+        raise ImagesError(f"{folder}: no image of {listed(empty, 'class', 'classes')}; add some, or remove the folder")
+    # Validation images are scaled as the training images are.
+    depth = common_depth(folder, chosen, cache_dir=cache_dir) if bits is None else bits
+    split = Split(Files(folder, chosen, depth), labels, chosen, folder, depth)
+    if len(chosen) * 3 * size**2 > resident_gb * 2**30:
+        return split, names
+    return _decoded(split, size, cache_dir), names
 
 
-def _empty(folder: Path, classes: Sequence[str]) -> list[str]:
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    def has_image(name: str) -> bool:
-        return any(file.lower().endswith(IMG_EXTENSIONS) for _, _, files in os.walk(folder / name) for file in files)
-
-    return [name for name in classes if not has_image(name)]
+def _first(name: str) -> str:
+    return name.split(os.sep)[0] if os.sep in name else ""
 
 
 def _decoded(split: Split, size: int, cache_dir: Path | None) -> Split:
@@ -329,7 +415,7 @@ def _decoded(split: Split, size: int, cache_dir: Path | None) -> Split:
     assert isinstance(files, Files)
 
     def one(position: int) -> NDArray[np.uint8] | str:
-        return _try(partial(decode.load, files.path(position), size), files.names[position])
+        return _try(partial(decode.load, files.path(position), size, files.bits), files.names[position])
 
     def make() -> Iterator[NDArray[np.uint8]]:
         block = max(16, BLOCK_BYTES // (3 * size**2))
@@ -342,16 +428,17 @@ def _decoded(split: Split, size: int, cache_dir: Path | None) -> Split:
 
     key = {"source": "labelled", "folder": str(files.folder.resolve())}
     stamps = [(name, *stamp(files.folder / name)[1:]) for name in files.names]
-    images = resident(key | {"files": stamps}, make, kind="labelled", size=size, cache_dir=cache_dir)
+    images = resident(
+        key | {"files": stamps, "bits": files.bits}, make, kind="labelled", size=size, cache_dir=cache_dir
+    )
     # A file that cannot be read was put down as a black image; among these it is found again.
     black = (images.flatten(1).amax(1) == 0).nonzero().squeeze(1).tolist()
     bad = {position: reason for position in black if isinstance(reason := one(position), str)}
+    decoded = replace(split, images=images)
     if not bad:
-        return Split(images, split.labels)
+        return decoded
     warnings.warn(f"{files.folder}: {listed(list(bad.values()))} could not be read, left out", stacklevel=2)
-    return Split(images, split.labels).take(
-        torch.tensor([n for n in range(len(images)) if n not in bad], dtype=torch.long)
-    )
+    return decoded.take(torch.tensor([n for n in range(len(images)) if n not in bad], dtype=torch.long))
 
 
 def _try(load: Callable[[], NDArray[np.uint8]], name: str) -> NDArray[np.uint8] | str:
@@ -366,8 +453,16 @@ def _try(load: Callable[[], NDArray[np.uint8]], name: str) -> NDArray[np.uint8] 
 # ---- arrays ---------------------------------------------------------------------------------------
 
 
-def _npz(path: Path, classes: tuple[str, ...] | None, size: int) -> tuple[Split, tuple[str, ...]]:
-    array = read_npz(path)
+def _npz(
+    path: Path, classes: tuple[str, ...] | None, size: int, cache_dir: Path | None
+) -> tuple[Split, tuple[str, ...]]:
+    def make() -> Iterator[NDArray[np.uint8]]:
+        yield _fitted(read_npz(path), size)
+
+    # Several processes that train on them map one file.
+    images = resident(
+        {"source": "labelled-npz", "file": stamp(path.resolve())}, make, kind="npz", size=size, cache_dir=cache_dir
+    )
     with np.load(path, allow_pickle=False) as archive:
         if "labels" not in archive.files:
             raise ImagesError(
@@ -383,8 +478,8 @@ def _npz(path: Path, classes: tuple[str, ...] | None, size: int) -> tuple[Split,
         raise ImagesError(
             f"{path}: 'labels' is {labels.dtype} of shape {labels.shape}; it must be integers, one for each image"
         )
-    if len(labels) != len(array):
-        raise ImagesError(f"{path} has {len(array)} images but {len(labels)} labels; each image needs one")
+    if len(labels) != len(images):
+        raise ImagesError(f"{path} has {len(images)} images but {len(labels)} labels; each image needs one")
     names: tuple[str, ...]
     if named is not None:
         names = tuple(str(name) for name in np.atleast_1d(named).tolist())
@@ -398,7 +493,8 @@ def _npz(path: Path, classes: tuple[str, ...] | None, size: int) -> tuple[Split,
         raise ImagesError(f"{path}: label {int(wrong[0])} has no class; {known}")
     if classes is not None and names != classes:
         raise ImagesError(f"{path} has the classes {list(names)}, but the training images have {list(classes)}")
-    return Split(_fitted(array, size), torch.from_numpy(labels.astype(np.int64))), names
+    numbered = tuple(f"{path.name} image {number}" for number in range(len(images)))
+    return Split(images, torch.from_numpy(labels.astype(np.int64)), numbered), names
 
 
 def _cifar10(
@@ -414,14 +510,23 @@ def _cifar10(
         raise ImagesError(
             f"data is 'cifar10', but CIFAR-10 is not in {folder} ({error}); its files must be in {folder / CIFAR10_FOLDER}: {remedy}"
         ) from None
-    train, test = (Split(_fitted(np.asarray(half.data), size), torch.tensor(half.targets)) for half in sets)
-    return train, tuple(sets[0].classes), test
+    stamps = [stamp(path) for path in sorted((folder / CIFAR10_FOLDER).iterdir())]
+
+    def split(half: Any, name: str) -> Split:
+        def make() -> Iterator[NDArray[np.uint8]]:
+            yield _fitted(np.asarray(half.data), size)
+
+        key = {"source": "labelled-cifar10", "half": name, "files": stamps}
+        images = resident(key, make, kind=f"cifar10-{name}", size=size, cache_dir=cache_dir)
+        return Split(images, torch.tensor(half.targets), tuple(f"{name} image {n}" for n in range(len(images))))
+
+    return split(sets[0], "train"), tuple(sets[0].classes), split(sets[1], "test")
 
 
-def _fitted(array: NDArray[Any], size: int) -> Tensor:
+def _fitted(array: NDArray[Any], size: int) -> NDArray[np.uint8]:
     """(N, height, width, 3) to (N, 3, size, size)."""
     if array.shape[1:3] == (size, size):
-        return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
     with ThreadPoolExecutor(threads()) as pool:
         fitted = pool.map(lambda image: decode.fit(Image.fromarray(np.ascontiguousarray(image)), size), array)
-        return torch.from_numpy(np.stack(list(fitted)))
+        return np.stack(list(fitted))

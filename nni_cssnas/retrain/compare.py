@@ -1,7 +1,7 @@
 """Was the search worth it? What was found against random architectures and published cells, trained alike with labels.
 
 Life cycle: :func:`contestants` draws and fits the widths before anything is trained; :func:`compare` trains each with every
-seed in a folder of its own, where a run that was stopped goes on; :func:`summarise` says what came out.
+seed in a folder of its own, where a run that was stopped goes on; :mod:`nni_cssnas.retrain.summary` says what came out.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ import csv
 import io
 import itertools
 import json
-import math
 import multiprocessing
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,12 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from nni_cssnas.errors import ConfigError, SpaceError
+from nni_cssnas.errors import ConfigError, ImagesError, SpaceError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.images.labelled import LabelledImages
 from nni_cssnas.results.records import write_atomically
+from nni_cssnas.retrain.changes import changes, listed_changes
 from nni_cssnas.retrain.config import RetrainConfig
 from nni_cssnas.retrain.run import ELSEWHERE, retrain
+from nni_cssnas.retrain.summary import FOUND, RANDOM, Run, in_order, summarise, verdict
 from nni_cssnas.scores.cost import num_parameters
 from nni_cssnas.spaces import CellNetwork, CellSpace, decode, make_space, random_parameters
 from nni_cssnas.spaces.architecture import Architecture
@@ -36,56 +37,28 @@ from nni_cssnas.workers import end_with_parent
 
 __all__ = [
     "Contestant",
-    "Group",
-    "Run",
     "check_folder",
     "compare",
     "contestants",
     "plot",
-    "summarise",
-    "verdict",
     "write_results",
 ]
 
-FOUND, RANDOM = "found", "random"
 DRAWS = 2000
 """So many random architectures are tried for one of the right size."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """An architecture of a group; ``channels`` is the width with which it has ``params`` parameters."""
+    """An architecture of a group; ``channels`` is the width with which it has ``params`` parameters, ``search`` the search
+    that found it (empty for what no search of the user's found)."""
 
     name: str
     group: str
     architecture: Architecture
     channels: int
     params: int
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training: ``top1`` is the accuracy of its last epoch on the validation images."""
-
-    name: str
-    group: str
-    seed: int
-    params: int
-    top1: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """Architectures of one kind. ``mean`` is over their accuracies, each the mean over seeds; ``error`` its standard error
-    (over the architectures; of a single one, over its seeds), NaN where one number is all there is."""
-
-    name: str
-    architectures: int
-    mean: float
-    error: float
-    spread: float
-    params: float
+    search: str = ""
 
 
 def contestants(
@@ -93,6 +66,7 @@ def contestants(
     config: RetrainConfig,
     num_classes: int,
     *,
+    searches: Mapping[str, str] | None = None,
     num_random: int = 6,
     baselines: Sequence[str] = ("DARTS_V2",),
     tolerance: float = 0.15,
@@ -112,6 +86,8 @@ def contestants(
         The recipe.
     num_classes
         Of the labels.
+    searches
+        Name to the search that found it; by default one search found all. Cells of one search are no independent draws.
     num_random
         Random architectures of the same space.
     baselines
@@ -143,7 +119,7 @@ def contestants(
                 f"{name} cannot have {target} parameters within {tolerance:.0%}; "
                 "use a larger --channels, --params or --tolerance"
             )
-        result.append(Contestant(name, FOUND, architecture, *fitted))
+        result.append(Contestant(name, FOUND, architecture, *fitted, search=(searches or {}).get(name, "1")))
     known = {json.dumps(architecture.to_dict(), sort_keys=True) for architecture in found.values()}
     drawn = _draw(first, seed)
     for number in range(num_random):
@@ -248,11 +224,33 @@ def check_folder(who: Sequence[Contestant], config: RetrainConfig, data: Labelle
         return
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); name another folder with --output") from None
-    changed = [name for name in identity if there.get(name) != identity[name]]
+    changed = _changed(there, identity)
     if changed:
         raise ConfigError(
-            f"{out} holds another comparison ({', '.join(changed)} differ); name another folder with --output"
+            f"{out} holds another comparison: {listed_changes(changed)}; name another folder with --output"
         )
+
+
+def _changed(there: Any, here: Mapping[str, Any]) -> list[str]:
+    """In what two comparisons differ. Which search a cell is of changes no training, and is no part of it."""
+    try:
+        before = {name: (channels, architecture) for name, channels, architecture in there["contestants"]}
+        changed = changes(there["recipe"], here["recipe"])
+        if there["data"] != here["data"]:
+            changed.append("the images or labels are others")
+    except (KeyError, TypeError, ValueError):
+        return ["its comparison.json is of another kind"]
+    now = {name: (channels, architecture) for name, channels, architecture in here["contestants"]}
+    for name in [*now, *(name for name in before if name not in now)]:
+        if name not in before or name not in now:
+            changed.append(f"{name} is only {'there' if name in before else 'here'}")
+        elif before[name][1] != now[name][1]:
+            changed.append(f"{name} is another architecture")
+        elif before[name][0] != now[name][0]:
+            changed.append(f"{name} has {before[name][0]} channels there and {now[name][0]} here")
+    if not changed and list(before) != list(now):
+        changed.append("the architectures are in another order")
+    return changed
 
 
 def compare(
@@ -263,6 +261,7 @@ def compare(
     *,
     seeds: Sequence[int] = (0, 1),
     workers: int = 1,
+    load: Callable[[], LabelledImages] | None = None,
 ) -> Iterator[Run]:
     """Train everyone with every seed; gives each training when it is done, and those of an earlier call at once.
 
@@ -276,20 +275,31 @@ def compare(
         Of the trainings; the same for everyone.
     workers
         Trainings at a time, each with its share of the threads.
+    load
+        Makes ``data`` anew; more than one worker needs it. It is pickled, and each worker process calls it once: images that
+        were sent with every job would fill the shared memory, which is 64 MB in a container.
 
     Raises
     ------
+    ConfigError
+        If ``load`` is missing.
     CssnasError
         As for :func:`~nni_cssnas.retrain.run.retrain`.
     """
     jobs = [(one, seed) for seed in seeds for one in who]
-    threads = max(1, torch.get_num_threads() // workers)
     if workers == 1:
         for one, seed in jobs:
-            yield _train(one, config, data, out, seed, None)
+            yield _train(one, config, data, out, seed)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:
-        waiting = [pool.submit(_train, one, config, data, out, seed, threads) for one, seed in jobs]
+    if load is None:
+        raise ConfigError(
+            f"workers is {workers}, but load is missing; give a function that makes the images, or workers=1"
+        )
+    threads = max(1, torch.get_num_threads() // workers)
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_Worker.begin, initargs=(load, data.key, threads)
+    ) as pool:
+        waiting = [pool.submit(_Worker.train, one, config, out, seed) for one, seed in jobs]
         try:
             for done in as_completed(waiting):
                 yield done.result()
@@ -297,73 +307,44 @@ def compare(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _train(
-    one: Contestant, config: RetrainConfig, data: LabelledImages, out: Path, seed: int, threads: int | None
-) -> Run:
-    if threads:
+class _Worker:
+    """What a worker process keeps between its jobs."""
+
+    load: Callable[[], LabelledImages]
+    key: str
+    data: LabelledImages | None = None
+
+    @classmethod
+    def begin(cls, load: Callable[[], LabelledImages], key: str, threads: int) -> None:
+        end_with_parent()
         torch.set_num_threads(threads)
+        cls.load, cls.key = staticmethod(load), key
+
+    @classmethod
+    def train(cls, one: Contestant, config: RetrainConfig, out: Path, seed: int) -> Run:
+        if cls.data is None:
+            # Not in begin: what an initialiser raises ends the pool without a word.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the first process has said it
+                data = cls.load()
+            if data.key != cls.key:
+                raise ImagesError("the images or labels have changed since the comparison began; start it again")
+            cls.data = data
+        return _train(one, config, cls.data, out, seed)
+
+
+def _train(one: Contestant, config: RetrainConfig, data: LabelledImages, out: Path, seed: int) -> Run:
     settings = config.model_copy(update={"channels": one.channels, "seed": seed})
     done = retrain(one.architecture, settings, data, out / f"{one.name}-seed{seed}", tensorboard=False)
-    return Run(one.name, one.group, seed, one.params, done.final_top1, done.seconds)
+    return Run(one.name, one.group, one.search, seed, one.params, done.final_top1, done.seconds)
 
 
 # ---- what came out ----------------------------------------------------------------------------------
 
 
-def summarise(runs: Sequence[Run]) -> list[Group]:
-    """The groups in the order in which they appear: found, random, and each baseline."""
-    groups = []
-    for name in dict.fromkeys(run.group for run in sorted(runs, key=_order)):
-        members: dict[str, list[Run]] = {}
-        for run in runs:
-            if run.group == name:
-                members.setdefault(run.name, []).append(run)
-        means = [statistics.fmean(run.top1 for run in some) for some in members.values()]
-        values = means if len(means) > 1 else [run.top1 for some in members.values() for run in some]
-        spread = statistics.stdev(values) if len(values) > 1 else math.nan
-        groups.append(
-            Group(
-                name,
-                len(members),
-                statistics.fmean(means),
-                spread / math.sqrt(len(values)),
-                spread,
-                statistics.fmean(some[0].params for some in members.values()),
-            )
-        )
-    return groups
-
-
-def _order(run: Run) -> tuple[int, str, int]:
-    return ({FOUND: 0, RANDOM: 1}.get(run.group, 2), run.name, run.seed)
-
-
-def verdict(groups: Sequence[Group]) -> str:
-    """One sentence for each group that the found ones are compared with: the difference and its standard error."""
-    found, *others = groups
-    lines = []
-    for other in others:
-        difference = found.mean - other.mean
-        error = math.hypot(found.error, other.error)
-        if math.isnan(error):
-            judged = "train with more seeds to know whether this is more than chance"
-        elif difference > error:
-            judged = "better by more than the standard error"
-        else:
-            judged = (
-                "worse by more than the standard error"
-                if difference < -error
-                else "no difference beyond the standard error"
-            )
-        lines.append(
-            f"found - {other.name}: {100 * difference:+.2f} points, standard error {100 * error:.2f}: {judged}"
-        )
-    return "\n".join(lines)
-
-
 def write_results(runs: Sequence[Run], who: Sequence[Contestant], config: RetrainConfig, out: Path) -> list[Path]:
     """Write ``compare.csv`` (a row for each training), ``compare.json`` (groups, genotypes, recipe) and ``compare.png``."""
-    ordered = sorted(runs, key=_order)
+    ordered = in_order(runs)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Run.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
@@ -371,9 +352,9 @@ def write_results(runs: Sequence[Run], who: Sequence[Contestant], config: Retrai
     groups = summarise(runs)
     content = {
         "groups": [asdict(group) for group in groups],
-        "verdict": verdict(groups).splitlines(),
+        "comparisons": [one.to_dict() for one in verdict(groups)],
         "contestants": [
-            {"name": one.name, "group": one.group, "channels": one.channels, "params": one.params}
+            {"name": one.name, "group": one.group, "search": one.search, "channels": one.channels, "params": one.params}
             | one.architecture.to_dict()
             for one in who
         ],
@@ -381,7 +362,7 @@ def write_results(runs: Sequence[Run], who: Sequence[Contestant], config: Retrai
     }
     paths = [out / "compare.csv", out / "compare.json", out / "compare.png"]
     write_atomically(paths[0], text.getvalue())
-    write_atomically(paths[1], json.dumps(content, indent=1))
+    write_atomically(paths[1], json.dumps(content, indent=1, allow_nan=False))
     plot(ordered, paths[2])
     return paths
 
@@ -399,8 +380,9 @@ def plot(runs: Sequence[Run], path: Path) -> None:
     for position, group in enumerate(groups):
         values = [100 * run.top1 for run in runs if run.group == group.name]
         axes.scatter(position + rng.uniform(-0.16, 0.16, len(values)), values, s=22, alpha=0.7, color=f"C{position}")
-        error = 0 if math.isnan(group.error) else 100 * group.error
-        axes.errorbar(position, 100 * group.mean, error, color="black", marker="_", markersize=36, capsize=5)
+        axes.errorbar(
+            position, 100 * group.mean, 100 * (group.error or 0), color="black", marker="_", markersize=36, capsize=5
+        )
     labels = [f"{group.name}\n{group.architectures} architecture{'s' * (group.architectures != 1)}" for group in groups]
     axes.set_xticks(range(len(groups)), labels)
     axes.set_xlim(-0.6, len(groups) - 0.4)

@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
+from nni_cssnas.base.files import one_line, read_mapping
 from nni_cssnas.config import ContrastiveConfig, Section, ViewsConfig, merge
 from nni_cssnas.errors import ConfigError, nearest
 
@@ -115,31 +116,32 @@ class RetrainConfig(Section):
     """
 
     recipe: Literal["cifar10", "imagenet", "isic", "folder"] = "cifar10"
-    seed: int = Field(0, ge=0)
+    # Upper bounds are where a number can only be a slip of the hand.
+    seed: int = Field(0, ge=0, lt=2**63)
 
-    channels: int = Field(36, ge=1)
-    num_cells: int = Field(20, ge=3)
+    channels: int = Field(36, ge=1, le=4096)
+    num_cells: int = Field(20, ge=3, le=200)
     stem: Literal["cifar", "imagenet"] = "cifar"
     drop_path: float = Field(0.2, ge=0, lt=1)
     auxiliary_weight: float = Field(0.4, ge=0)
 
-    epochs: int = Field(600, ge=1)
-    batch_size: int = Field(96, ge=2)
+    epochs: int = Field(600, ge=1, le=100_000)
+    batch_size: int = Field(96, ge=2, le=65_536)
     lr: float = Field(0.025, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(3e-4, ge=0)
     schedule: Literal["cosine", "step"] = "cosine"
     decay: float = Field(0.97, gt=0, le=1)
-    decay_epochs: int = Field(1, ge=1)
+    decay_epochs: int = Field(1, ge=1, le=100_000)
     warmup_epochs: int = Field(0, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
     gradient_clip: float = Field(5.0, ge=0)
     ema: float = Field(0.0, ge=0, lt=1)
 
-    size: int = Field(32, ge=8)
+    size: int = Field(32, ge=8, le=4096)
     crop: Literal["pad", "resized"] = "pad"
-    padding: int = Field(4, ge=0)
+    padding: int = Field(4, ge=0, le=4096)
     flip: bool = True
     jitter: tuple[
         Annotated[float, Field(ge=0)],
@@ -147,20 +149,20 @@ class RetrainConfig(Section):
         Annotated[float, Field(ge=0)],
         Annotated[float, Field(ge=0, le=0.5)],
     ] = (0.0, 0.0, 0.0, 0.0)
-    cutout: int = Field(16, ge=0)
+    cutout: int = Field(16, ge=0, le=4096)
     mean: Channels | None = None
     std: Channels | None = None
     validation: float = Field(0.1, gt=0, lt=1)
     label_fraction: float = Field(1.0, gt=0, le=1)
     resident_gb: float = Field(4.0, ge=0)
-    workers: int | None = Field(None, ge=0)
+    workers: int | None = Field(None, ge=0, le=1024)
 
     pretrain: Literal["none", "contrastive"] = "none"
     contrastive: ContrastiveConfig = ContrastiveConfig()
     views: ViewsConfig = ViewsConfig()
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = Field(1, ge=1)
+    devices: int = Field(1, ge=1, le=64)
     strategy: str = "auto"
     sync_batchnorm: bool = False
     amp: Literal["off", "bf16", "fp16"] = "off"
@@ -214,16 +216,7 @@ class RetrainConfig(Section):
         path = Path(recipe)
         if path.suffix not in (".yml", ".yaml"):
             raise ConfigError(f"recipe is {str(recipe)!r}{nearest(str(recipe), RECIPES)}, or a file.yml")
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"cannot read {path}: {error.strerror or error}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not YAML: {error}") from None
-        if data is None:
-            data = {}
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path} must be a mapping of settings, not {type(data).__name__}")
+        data = read_mapping(path)
         try:
             cls(**data)
         except ConfigError as error:
@@ -265,7 +258,7 @@ def parse_settings(assignments: Iterable[str]) -> dict[str, Any]:
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {assignment!r}: the value is not YAML: {error}") from None
+            raise ConfigError(f"--set {assignment!r}: the value is not YAML: {one_line(error)}") from None
         for part in reversed(key.strip().split(".")):
             value = {part: value}
         values = merge(values, value)

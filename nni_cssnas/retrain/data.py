@@ -20,7 +20,7 @@ from nni_cssnas.retrain.augment import picture_transforms
 from nni_cssnas.retrain.config import RetrainConfig
 from nni_cssnas.scores.device import derive_seed
 
-__all__ = ["NO_LABEL", "LabelledData", "Order"]
+__all__ = ["NO_LABEL", "LabelledData", "Order", "default_workers"]
 
 NO_LABEL = -100
 """Label of an image that is there only to fill a batch; losses and metrics leave it out."""
@@ -143,7 +143,7 @@ class PictureBatches(Dataset[Batch]):
 
     def _picture(self, epoch: int, position: int) -> Tensor | None:
         try:
-            picture = decode.open_rgb(self.files.path(position), self.edge)
+            picture = decode.open_rgb(self.files.path(position), self.edge, self.files.bits)
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
@@ -156,6 +156,12 @@ class PictureBatches(Dataset[Batch]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(self.seed, f"picture {position} in epoch {epoch}"))
             return self.transform(picture)  # type: ignore[no-any-return]
+
+
+def default_workers(devices: int) -> int:
+    """How many processes read pictures for each device: one for each core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // devices)
 
 
 def _labels(labels: Tensor, positions: Tensor) -> Tensor:
@@ -209,8 +215,7 @@ class LabelledData(pl.LightningDataModule):
             return ResidentBatches(pool, split.labels, order)
         workers = config.workers
         if workers is None:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-            workers = max(1, cores // config.devices)
+            workers = default_workers(config.devices)
         return DataLoader(
             PictureBatches(split, config, train=train),
             sampler=order,  # type: ignore[arg-type]

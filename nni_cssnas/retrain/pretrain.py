@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.images.pool import Images, Pool
 from nni_cssnas.images.views import MEAN, STD, make_views
@@ -16,7 +17,25 @@ from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
 from nni_cssnas.spaces.architecture import Architecture
 from nni_cssnas.spaces.backbone import Backbone
 
-__all__ = ["features_network", "pretrain"]
+__all__ = ["contrastive_config", "features_network", "pretrain"]
+
+
+def contrastive_config(config: RetrainConfig, num_images: int) -> ContrastiveConfig:
+    """The recipe's training without labels, in batches of at most all images.
+
+    Raises
+    ------
+    ConfigError
+        If there are too few images for any batch.
+    """
+    available = num_images - round(config.contrastive.held_out * num_images)
+    batch_size = max(2, min(config.contrastive.batch_size, available))
+    fitted = config.contrastive.model_copy(update={"batch_size": batch_size})
+    try:
+        check_images(num_images, fitted)
+    except ConfigError as error:
+        raise ConfigError(f"pre-training (contrastive.*): {error}") from None
+    return fitted
 
 
 def features_network(architecture: Architecture, config: RetrainConfig) -> Weights:
@@ -51,7 +70,7 @@ def pretrain(
     Raises
     ------
     ConfigError
-        If there are fewer images than one batch.
+        If there are too few images.
     DivergenceError
         If the loss becomes NaN.
     CheckpointError
@@ -60,17 +79,14 @@ def pretrain(
     path, state = out / "pretrained.pt", out / "pretraining.ckpt"
     if path.exists():
         return Weights.read(path)
-    try:
-        check_images(len(images), config.contrastive)
-    except ConfigError as error:
-        raise ConfigError(f"pre-training (contrastive.*): {error}") from None
+    contrastive = contrastive_config(config, len(images))
     fresh = features_network(architecture, config)
     network = fresh.network()
     device = resolve_device(config.device)
     train_contrastive(
         Backbone(network, config.size, ""),
         Pool(images, device),
-        config.contrastive,
+        contrastive,
         views=make_views(config.views, config.size),
         seed=derive_seed(config.seed, "pretraining"),
         data_seed=config.seed,

@@ -19,7 +19,7 @@ from nni_cssnas.errors import CheckpointError
 from nni_cssnas.results.records import write_atomically
 from nni_cssnas.retrain.weights import Weights, check_file
 
-__all__ = ["Records", "newest_checkpoint"]
+__all__ = ["Records", "checkpoint_epoch", "newest_checkpoint"]
 
 KEPT = 2
 """Checkpoints that are kept: the newest, and the one before in case it is damaged."""
@@ -124,6 +124,11 @@ def _table(rows: list[dict[str, float]]) -> str:
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("epoch-*.ckpt"))
+
+
+def checkpoint_epoch(path: Path) -> int:
+    """Of how many epochs a checkpoint is."""
+    return int(path.stem.split("-")[1])
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
@@ -30,12 +31,15 @@ from nni_cssnas.images.pool import Images, fingerprint
 from nni_cssnas.images.views import MEAN, STD
 from nni_cssnas.results.records import write_atomically
 from nni_cssnas.retrain.augment import Augmentation
+from nni_cssnas.retrain.changes import changes, listed_changes
 from nni_cssnas.retrain.config import RetrainConfig
 from nni_cssnas.retrain.data import LabelledData
 from nni_cssnas.retrain.module import Classifier, class_weights
-from nni_cssnas.retrain.records import Records, newest_checkpoint
+from nni_cssnas.retrain.plan import Plan, make_plan
+from nni_cssnas.retrain.pretrain import contrastive_config, pretrain
+from nni_cssnas.retrain.records import Records, checkpoint_epoch, newest_checkpoint
 from nni_cssnas.retrain.weights import NetworkShape, Weights
-from nni_cssnas.scores.cost import multiply_adds
+from nni_cssnas.scores.cost import multiply_adds, num_parameters
 from nni_cssnas.scores.device import bears_channels_last, derive_seed, resolve_device, seeded
 from nni_cssnas.spaces.architecture import Architecture
 from nni_cssnas.spaces.backbone import inspect
@@ -113,6 +117,7 @@ def retrain(
     force: bool = False,
     tensorboard: bool = True,
     progress_bar: bool = False,
+    on_plan: Callable[[Plan], None] | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
     on_pretrain_epoch: Callable[[int, float], None] | None = None,
 ) -> RetrainResult:
@@ -135,6 +140,9 @@ def retrain(
         Write event files for TensorBoard.
     progress_bar
         Show Lightning's progress bar.
+    on_plan
+        Called with what is about to be done and how long that will take, before anything is written; a few batches are
+        timed for it.
     on_epoch
         Called with the row of every epoch; see :attr:`~nni_cssnas.retrain.module.Classifier.row`.
     on_pretrain_epoch
@@ -165,21 +173,34 @@ def retrain(
     identity = _identity(architecture, config) | {"data": data.key}
     if unlabelled is not None and config.pretrain == "contrastive":
         identity["unlabelled"] = fingerprint(unlabelled)
+    others = data.unlabelled() if unlabelled is None else unlabelled
+    pretraining = None
+    if config.pretrain == "contrastive":
+        pretraining = contrastive_config(config, len(others)), len(others)
+    if not force:
+        _compare(out, identity)
+        if (out / SUMMARY).exists():
+            return read_summary(out)
+    if on_plan is not None:
+        spent = make_module(architecture, config, data, train=train)
+        begun = not force and (out / "pretrained.pt").exists()
+        on_plan(
+            make_plan(
+                spent,
+                config,
+                train,
+                data.val,
+                name=architecture.space.name if architecture.space is not None else "",
+                done=0 if force else _epochs_done(out),
+                pretraining=None if begun else pretraining,
+            )
+        )
+        del spent
     _open(out, identity, force=force)
-    if (out / SUMMARY).exists():
-        return read_summary(out)
 
     pretrained = None
-    if config.pretrain == "contrastive":
-        from nni_cssnas.retrain.pretrain import pretrain
-
-        pretrained = pretrain(
-            architecture,
-            config,
-            data.unlabelled() if unlabelled is None else unlabelled,
-            out,
-            on_epoch=on_pretrain_epoch,
-        )
+    if pretraining is not None:
+        pretrained = pretrain(architecture, config, others, out, on_epoch=on_pretrain_epoch)
     module = make_module(architecture, config, data, train=train, pretrained=pretrained)
     mean, std = normalisation(config, data)
     records = Records(out, Weights(architecture, shape, {}, mean, std, data.classes), on_epoch)
@@ -226,19 +247,28 @@ def _compare(out: Path, identity: Mapping[str, Any]) -> None:
         return
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{out / RUN} cannot be read ({error}); {remedy}") from None
+    if not _has_begun(out):
+        return
     if found["architecture"] != identity["architecture"]:
         raise ConfigError(f"{out} holds the training of another architecture; {remedy}")
-    changed = [
-        f"{name} is {json.dumps(found['recipe'].get(name))} there and {json.dumps(value)} here"
-        for name, value in identity["recipe"].items()
-        if found["recipe"].get(name) != value
-    ]
+    changed = changes(found["recipe"], identity["recipe"])
     if changed:
-        raise ConfigError(f"{out} holds a training by another recipe: {'; '.join(changed)}; {remedy}")
+        raise ConfigError(f"{out} holds a training by another recipe: {listed_changes(changed)}; {remedy}")
     for name in ("data", "unlabelled"):
         if "data" in identity and there.get(name) != identity.get(name):
             kind = "unlabelled images" if name == "unlabelled" else "images or labels"
             raise ConfigError(f"{out} holds a training on other {kind}; {remedy}")
+
+
+def _has_begun(out: Path) -> bool:
+    """Whether the run in this folder left anything that another run could harm; if not, its folder is free."""
+    results = [name for name in WRITTEN if name not in (RUN, "checkpoints", "tensorboard")]
+    return _epochs_done(out) > 0 or any((out / name).exists() for name in results)
+
+
+def _epochs_done(out: Path) -> int:
+    """Epochs that need not be trained again, by the newest checkpoint."""
+    return max((checkpoint_epoch(path) for path in (out / "checkpoints").glob("epoch-*.ckpt")), default=0)
 
 
 def _open(out: Path, identity: dict[str, Any], *, force: bool) -> None:
@@ -257,7 +287,7 @@ def _open(out: Path, identity: dict[str, Any], *, force: bool) -> None:
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
         for left_over in [*out.glob(".*.tmp"), *(out / "checkpoints").glob(".*.tmp")]:
             left_over.unlink(missing_ok=True)
-        if not (out / RUN).exists():
+        if not (out / RUN).exists() or not _has_begun(out):
             write_atomically(out / RUN, json.dumps(identity, indent=1))
 
 
@@ -318,6 +348,8 @@ def check_network(architecture: Architecture, config: RetrainConfig, num_classes
         If they are too small for the auxiliary head.
     """
     shape = network_shape(architecture, config, num_classes)
+    if architecture.genotype is not None:
+        _check_memory(shape, architecture)
     with seeded(config.seed):
         network = shape.build(architecture)
         inspect(network, config.size, architecture.space.classifier if architecture.space is not None else None)
@@ -332,6 +364,19 @@ def check_network(architecture: Architecture, config: RetrainConfig, num_classes
                 f"images of {config.size} pixels are too small for the auxiliary head behind stem {config.stem!r} "
                 f"({str(error).splitlines()[0]}); set auxiliary_weight: 0, or a larger size"
             ) from None
+
+
+def _check_memory(shape: NetworkShape, architecture: Architecture) -> None:
+    """Refuse a network of cells whose weights alone do not fit into memory; the system would end the process without a word."""
+    with torch.device("meta"):  # nothing is allocated
+        params = num_parameters(shape.build(architecture))
+    # Weights, gradients and momentum in float32.
+    needed, present = 12 * params, psutil.virtual_memory().total
+    if needed > present:
+        raise ConfigError(
+            f"{shape.num_cells} cells of {shape.channels} channels have {params:,} parameters, which take {needed / 2**30:.0f} GiB "
+            f"to train, but there are {present / 2**30:.0f} GiB; set fewer channels or num_cells"
+        )
 
 
 def normalisation(config: RetrainConfig, data: LabelledImages) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -434,14 +479,14 @@ def _fit(
         from pytorch_lightning.loggers import TensorBoardLogger
 
         # Events of an epoch that is run again are hidden by those of this start.
-        first = 1 if start is None else int(start.stem.split("-")[1]) + 1
+        first = 1 if start is None else checkpoint_epoch(start) + 1
         logger = TensorBoardLogger(out / "tensorboard", name="", version="", purge_step=first)
     with _quiet(), seeded(config.seed):
         callbacks: list[Any] = [records]
         if progress_bar:
-            from pytorch_lightning.callbacks import RichProgressBar
+            from nni_cssnas.retrain.bar import EpochBar
 
-            callbacks.append(RichProgressBar())
+            callbacks.append(EpochBar())
         trainer = make_trainer(
             config, out, callbacks=callbacks, logger=logger, enable_progress_bar=progress_bar, enable_checkpointing=True
         )

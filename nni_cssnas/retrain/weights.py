@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from nni_cssnas.config import SpaceConfig
-from nni_cssnas.errors import CheckpointError, CssnasError
+from nni_cssnas.errors import CheckpointError, ConfigError, CssnasError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.spaces.architecture import Architecture
 
-__all__ = ["NetworkShape", "Weights", "check_file", "write_tensors"]
+__all__ = ["NetworkShape", "Weights", "check_file", "own_weights", "write_tensors"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,33 @@ class Weights:
             raise CheckpointError(f"the weights do not fit their architecture: {str(error).splitlines()[0]}") from None
         return network.eval()
 
+    def check(self, name: str, architecture: Architecture | None, given: Mapping[str, Any]) -> None:
+        """Refuse what a user asks for beside these weights and that is not theirs.
+
+        Parameters
+        ----------
+        name
+            Of their file.
+        architecture
+            What the user named, if anything.
+        given
+            Attributes of :class:`NetworkShape` that the user gave.
+
+        Raises
+        ------
+        ConfigError
+            Which says what they are of.
+        """
+        if architecture is not None and architecture.to_dict() != self.architecture.to_dict():
+            raise ConfigError(
+                f"{name} holds weights of another architecture than the one given; leave it out to take theirs"
+            )
+        for key, value in given.items():
+            own = getattr(self.shape, key)
+            if value != own:
+                option = OPTIONS[key]
+                raise ConfigError(f"{option} is {value!r}, but {name} holds weights of {own!r}; leave {option} out")
+
     def write(self, path: Path) -> None:
         """Replace ``path``, atomically."""
         content = {
@@ -113,13 +141,41 @@ class Weights:
                 tuple(content["std"]),
                 tuple(content["classes"]),
             )
-        except CssnasError:
-            raise
+        except CssnasError as error:
+            raise CheckpointError(f"{path} holds no weights of nni-cssnas: {error}") from None
         except Exception as error:  # whatever torch's reader raises, or a missing key
+            # torch's own words end in the advice to let the file run code.
             raise CheckpointError(
-                f"{path} holds no weights of nni-cssnas ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-                "give a weights file that retrain or its pre-training wrote, as best.pt"
+                f"{path} holds no weights of nni-cssnas ({type(error).__name__}); give a weights file that retrain or its "
+                "pre-training wrote, as best.pt"
             ) from None
+
+
+OPTIONS = {
+    "num_classes": "--classes",
+    "num_cells": "--cells",
+    "channels": "--channels",
+    "stem": "--stem",
+    "size": "--size",
+}
+
+
+def own_weights(path: Path) -> Weights | None:
+    """The weights of a file that says what network they are of; None of any other file.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    check_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # whatever torch's reader raises of a file that is none of ours
+        return None
+    return Weights.read(path) if isinstance(content, dict) and {"architecture", "shape"} <= content.keys() else None
 
 
 def write_tensors(path: Path, content: dict[str, Any]) -> None:

@@ -181,7 +181,7 @@ def _genotype(text: str) -> Genotype:
         return Genotype.parse(text)
     content = _text(path)
     try:
-        return Genotype.parse(content)
+        return Genotype.parse(content, quote=False)
     except GenotypeError as error:
         hint = ""
         if content.lstrip().startswith("{") and "normal" not in _json(content, path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import ConfigError, ExportError, SpaceError
 from nni_cssnas.export import FORMATS, export, load_weights
 from nni_cssnas.genotype import Cell, Edge, Genotype
+from nni_cssnas.retrain.weights import NetworkShape, Weights
 from nni_cssnas.spaces import CellNetwork, CellSpace, decode, make_space, random_parameters
 from nni_cssnas.spaces.architecture import Architecture, read_architecture
 
@@ -231,7 +233,7 @@ def test_weights_of_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"classifier\.weight has shape \[3, 32\], the network needs \[5, 32\]"):
         load_weights(CellNetwork(genotype, 3, 2, num_classes=5), tmp_path / "last.ckpt")
     (tmp_path / "text.pt").write_text("no weights")
-    with pytest.raises(ExportError, match="cannot read weights"):
+    with pytest.raises(ExportError, match="holds no plain weights"):
         load_weights(network, tmp_path / "text.pt")
 
 
@@ -252,3 +254,72 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         CliRunner().invoke(app, command, catch_exceptions=False)
     with pytest.raises(ConfigError, match=r"--format is 'pyton'; did you mean 'python'"):
         CliRunner().invoke(app, ["export", "DARTS_V2", "-f", "pyton"], catch_exceptions=False)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """Weights as `retrain` writes them: a sample of another space, with a class whose folder's name is not UTF-8."""
+    home = SpaceConfig(
+        name="nni.nas.hub.pytorch:NasBench201", arguments={"stem_out_channels": 4, "num_modules_per_stack": 1}
+    )
+    parameters = random_parameters(make_space(home), np.random.default_rng(1))
+    (tmp_path / "sample.json").write_text(json.dumps(parameters))
+    architecture, shape = Architecture(space=home, parameters=parameters), NetworkShape(4, 16, 5, 8, "cifar")
+    torch.manual_seed(3)
+    state = stirred(shape.build(architecture)).state_dict()
+    names = ("a", "b", "c", os.fsdecode(b"caf\xe9"))
+    Weights(architecture, shape, state, (0.5,) * 3, (0.25,) * 3, names).write(tmp_path / "best.pt")
+    return tmp_path
+
+
+OWN = ["--space", "nni.nas.hub.pytorch:NasBench201", "--arguments", "{stem_out_channels: 4, num_modules_per_stack: 1}"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_weights_know_their_network(trained: Path, named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained)
+    space = [*OWN, "--sample", "sample.json"] if named else []
+    formats = ["-f", "python", "-f", "state-dict", "-f", "torchscript"]
+    done = CliRunner().invoke(
+        app, ["export", "--weights", "best.pt", *space, *formats, "-o", "net"], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    weights = Weights.read(trained / "best.pt")
+    images = torch.randn(2, 3, 16, 16)
+    copy = load(trained / "net.py").eval()
+    copy.load_state_dict(weights.state)
+    torch.testing.assert_close(copy(images), weights.network()(images))
+    assert copy(images).shape == (2, 4)
+    # The name that is not UTF-8 is written escaped, in files that are.
+    assert "class names: a, b, c, caf" + "\\" * 2 + "xe9" in (trained / "net.py").read_text(encoding="utf-8")
+    about = json.loads(torch.load(trained / "net.pth", weights_only=True)["about"])
+    assert about["class names"] == r"a, b, c, caf\xe9"
+    assert about["image size"] == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--classes", "10"], r"--classes is 10, but best\.pt holds weights of 4; leave --classes out"),
+        (["--size", "32"], r"--size is 32, but best\.pt holds weights of 16"),
+        (["--stem", "imagenet"], r"--stem is 'imagenet', but best\.pt holds weights of 'cifar'"),
+        (["DARTS_V2"], r"best\.pt holds weights of another architecture than the one given"),
+    ],
+)
+def test_what_contradicts_the_weights_is_refused(
+    trained: Path, options: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    with pytest.raises(ConfigError, match=message):
+        CliRunner().invoke(app, ["export", "--weights", "best.pt", *options, "-o", "net"], catch_exceptions=False)
+    assert not (trained / "net.py").exists()
+
+
+def test_torchs_advice_to_run_code_is_not_repeated(tmp_path: Path) -> None:
+    torch.save(Path("x"), tmp_path / "object.pt")
+    network = CellNetwork(Genotype.parse("DARTS_V2"), 3, 2, num_classes=3)
+    for path, said in ((tmp_path / "object.pt", "holds no plain weights"), (tmp_path / "absent.pt", "No such file")):
+        with pytest.raises(ExportError, match=said) as caught:
+            load_weights(network, path)
+        assert "weights_only" not in str(caught.value)
+        assert "\n" not in str(caught.value)

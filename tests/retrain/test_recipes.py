@@ -134,11 +134,22 @@ def test_a_file_and_single_values_over_a_recipe(tmp_path: Path) -> None:
         ({"warmup_epochs": 600}, r"warmup_epochs is 600 but epochs is 600"),
         ({"label_fraction": 0}, r"label_fraction is 0"),
         ({"batch_size": 96, "devices": 5}, r"batch_size is 96.*cannot be shared by 5"),
+        ({"channels": 10**8}, r"channels is 100000000.*4096"),
+        ({"num_cells": 10**6}, r"num_cells is 1000000.*200"),
+        ({"size": 100_000}, r"size is 100000.*4096"),
+        ({"epochs": 10**12}, r"epochs is 1000000000000.*100000"),
+        ({"batch_size": 10**9}, r"batch_size is 1000000000.*65536"),
+        ({"workers": 10**6}, r"workers is 1000000.*1024"),
+        ({"devices": 10**6}, r"devices is 1000000.*64"),
+        ({"padding": 10**6}, r"padding is 1000000.*4096"),
+        ({"cutout": 10**6}, r"cutout is 1000000.*4096"),
+        ({"seed": 2**64}, r"seed is 18446744073709551616"),
     ],
 )
 def test_wrong_values_are_named(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         RetrainConfig(**values)
+    assert "\n" not in str(caught.value)
 
 
 def test_wrong_files_and_settings_are_named(tmp_path: Path) -> None:
@@ -146,5 +157,13 @@ def test_wrong_files_and_settings_are_named(tmp_path: Path) -> None:
         RetrainConfig.load("cifar")
     with pytest.raises(ConfigError, match=r"cannot read .*absent\.yml"):
         RetrainConfig.load(tmp_path / "absent.yml")
+    for number, content in enumerate((b"- 1", b"a: [", b"\xff\xfe\x00", b"1: 2")):
+        (tmp_path / f"{number}.yml").write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"{number}\.yml") as caught:
+            RetrainConfig.load(tmp_path / f"{number}.yml")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"--set 'lr=\[': the value is not YAML") as caught:
+        parse_settings(["lr=["])
+    assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"--set 'lr' is not of the form key=value"):
         parse_settings(["lr"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,11 @@ from nni_cssnas.cli import app
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import CheckpointError, ConfigError, DivergenceError, ImagesError, SpaceError
 from nni_cssnas.images.labelled import LabelledImages, load_labelled
+from nni_cssnas.retrain.bar import EpochBar
 from nni_cssnas.retrain.config import RetrainConfig
-from nni_cssnas.retrain.run import RetrainResult, ignored, retrain
+from nni_cssnas.retrain.plan import Plan, make_plan
+from nni_cssnas.retrain.pretrain import contrastive_config
+from nni_cssnas.retrain.run import RetrainResult, check_network, ignored, make_module, retrain
 from nni_cssnas.retrain.weights import Weights
 from nni_cssnas.spaces import make_space, random_parameters
 from nni_cssnas.spaces.architecture import Architecture, read_architecture
@@ -190,6 +195,119 @@ def test_pretraining_changes_where_it_starts(data: LabelledImages, tmp_path: Pat
     torch.testing.assert_close(after[name], before[name], atol=1e-5, rtol=0)
     train(RetrainConfig(**values), data, tmp_path / "without")
     assert not torch.allclose(Weights.read(tmp_path / "without" / "final.pt").state[name], before[name], atol=1e-3)
+
+
+def test_pretraining_takes_the_images_there_are(data: LabelledImages, tmp_path: Path) -> None:
+    assert len(data.train) == 90
+    values = SMALL | {"epochs": 1, "contrastive": {"epochs": 1, "batch_size": 256}}
+    plans: list[Plan] = []
+    train(RetrainConfig(**values, pretrain="contrastive"), data, tmp_path / "all", on_plan=plans.append)
+    assert "first 1 epoch without labels on 90 images in batches of 90, then 1 epoch in" in str(plans[0])
+    # Batches of all images are what it comes to.
+    values["contrastive"] = {"epochs": 1, "batch_size": 90}
+    train(RetrainConfig(**values, pretrain="contrastive"), data, tmp_path / "same")
+    ours, theirs = (Weights.read(tmp_path / name / "pretrained.pt").state for name in ("all", "same"))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert contrastive_config(RetrainConfig(), 90).batch_size == 90
+    assert contrastive_config(RetrainConfig(), 1000).batch_size == 256
+    with pytest.raises(ConfigError, match=r"pre-training \(contrastive\.\*\): .*only 1 images"):
+        contrastive_config(RetrainConfig(), 1)
+
+
+def test_what_never_began_blocks_nothing(data: LabelledImages, small: RetrainConfig, tmp_path: Path) -> None:
+    other = small.model_copy(update={"epochs": 1, "lr": 0.1})
+
+    def stop(_: object) -> None:
+        raise StoppedError
+
+    # Stopped while it says what it is about to do,
+    with pytest.raises(StoppedError):
+        train(small, data, tmp_path / "run", on_plan=stop)
+    assert not (tmp_path / "run").exists()
+    # or before the first epoch is finished.
+    with pytest.raises(StoppedError):
+        train(
+            small.model_copy(update={"pretrain": "contrastive"}),
+            data,
+            tmp_path / "run",
+            on_pretrain_epoch=lambda *_: stop(0),
+        )
+    assert (tmp_path / "run" / "pretraining.ckpt").exists()
+    with pytest.raises(
+        ConfigError, match=r"lr is 0\.025 there and 0\.1 here; pretrain is .contrastive. there and .none. here; name"
+    ):
+        train(other, data, tmp_path / "run")  # an epoch without labels is work, too
+    (tmp_path / "run" / "pretraining.ckpt").unlink()
+    train(other, data, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]["lr"] == 0.1
+    nested = other.model_copy(update={"contrastive": other.contrastive.model_copy(update={"batch_size": 64})})
+    with pytest.raises(ConfigError, match=r"another recipe: contrastive\.batch_size is 256 there and 64 here; name"):
+        train(nested, data, tmp_path / "run")
+
+
+def test_the_plan_tells_size_and_hours(data: LabelledImages, small: RetrainConfig, tmp_path: Path) -> None:
+    plans: list[Plan] = []
+    config = small.model_copy(update={"epochs": 6})
+    with pytest.raises(StoppedError):
+        train(config, data, tmp_path / "run", on_plan=plans.append, on_epoch=stop_after(2))
+    train(config, data, tmp_path / "run", on_plan=plans.append)
+    train(config, data, tmp_path / "run", on_plan=plans.append)  # finished: nothing is planned
+    first, second = plans
+    assert (first.epochs, second.epochs, first.images) == (6, 4, 90)
+    network = DARTS.build(4, size=16, num_cells=3, channels=2)
+    assert first.params == sum(weight.numel() for weight in network.parameters())
+    text = f"3 cells of 2 channels, 16 px, {first.params:,} parameters; 90 images, 6 epochs in batches of 16: about"
+    assert text in str(first)
+    assert "the last 4 of 6 epochs" in str(second)
+    # 6 batches, the last of 10 images, and 30 images to validate with.
+    assert 5 * first.batch <= first.epoch
+    assert first.seconds == pytest.approx(6 * first.epoch)
+    # The numbers of the training are those without a plan.
+    train(config, data, tmp_path / "other")
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "other")
+    long = dataclasses.replace(first, epochs=600, total_epochs=600, epoch=72.0, batch=12.0, first_look="--cells 8")
+    assert str(long).endswith("about 12 hours (a batch takes 12 s); for a first look: --cells 8")
+
+
+def test_a_long_training_names_a_first_look(data: LabelledImages) -> None:
+    config = RetrainConfig(size=16, auxiliary_weight=0, epochs=10**5, batch_size=16, num_cells=9, channels=3)
+    state = torch.random.get_rng_state()
+    plan = make_plan(make_module(DARTS, config, data), config, data.train, data.val, name="")
+    assert plan.first_look == "--cells 8 --epochs 20"
+    assert plan.seconds > 3600
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_network_beyond_the_memory_is_refused() -> None:
+    config = RetrainConfig(channels=4096, num_cells=200)
+    with pytest.raises(ConfigError, match=r"200 cells of 4096 channels have [\d,]+ parameters, which take \d+ GiB"):
+        check_network(DARTS, config, 10)
+
+
+def test_epochs_count_from_one() -> None:
+    bar = EpochBar()
+    bar._trainer = SimpleNamespace(max_epochs=1)
+    assert bar._get_train_description(0).strip() == "Epoch 1/1"
+
+
+def test_interrupted_it_says_how_to_go_on(npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nni_cssnas.retrain.run.retrain", interrupt)
+    done = CliRunner().invoke(app, ["retrain", "DARTS_V2", "-d", str(npz), "--size", "16", "-o", "run"])
+    assert done.exit_code == 130
+    assert "interrupted; the same command goes on after the last epoch that is finished in run" in done.output
+
+
+def test_torchs_advice_to_run_code_is_not_repeated(tmp_path: Path) -> None:
+    torch.save({"architecture": Path("x")}, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError) as caught:
+        Weights.read(tmp_path / "bad.pt")
+    assert "holds no weights of nni-cssnas" in str(caught.value)
+    assert "weights_only" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_architecture_of_another_space(npz: Path, tmp_path: Path) -> None:
