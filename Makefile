@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+MINIMUM ?= .venv-minimum
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test lint minimum
 
 quickstart: $(VENV)/installed
 	$(BIN)/nni-cssnas run experiments/quickstart/experiment.yml
@@ -15,6 +16,11 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# With the lowest versions that pyproject.toml allows; not part of `test`: PyTorch is downloaded once more.
+minimum:
+	$(PYTHON) -m venv $(MINIMUM)
+	$(MINIMUM)/bin/python tests/minimum_versions.py
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

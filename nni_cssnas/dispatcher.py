@@ -18,6 +18,8 @@ from typing import Any
 
 import psutil
 
+from nni_cssnas.base.threads import wait_politely
+
 __all__ = ["end_with", "is_dispatcher", "manager_of", "plain_json", "prepare", "take_plain_json"]
 
 _logger = logging.getLogger("nni.tuner.cssnas")
@@ -33,6 +35,7 @@ def prepare() -> None:
     """Mend this process, if it is a dispatcher; every module of :mod:`nni_cssnas.tuners` calls it on import."""
     if not is_dispatcher():
         return
+    wait_politely()
     take_plain_json()
     manager = manager_of(psutil.Process())
     if manager is None:

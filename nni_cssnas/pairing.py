@@ -22,6 +22,7 @@ import requests
 from nni.runtime.trial_command_channel import set_default_trial_command_channel
 from nni.runtime.trial_command_channel.v3 import TrialCommandChannelV3
 
+from nni_cssnas.base.threads import wait_politely
 from nni_cssnas.errors import ExperimentError
 
 __all__ = ["OwnParametersChannel", "PlainChannel", "install", "share_cores", "trial_concurrency"]
@@ -106,6 +107,7 @@ def trial_concurrency() -> int:
 def share_cores(threads: int = 0) -> int:
     """Let this process take its share of the cores, or ``threads`` of them; call it before torch is imported."""
     share = threads or max(1, (os.cpu_count() or 1) // trial_concurrency())
+    wait_politely()
     # The libraries below torch read these once, at their start.
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, str(share))

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,6 @@ from nni_cssnas.spaces import make_space, search_space
 from nni_cssnas.spaces.encoding import has_constraints
 
 __all__ = ["Scaffold"]
-
-FEW_REFERENCES = 8
-"""Enough to see that an architecture can be scored; an experiment draws its own."""
 
 
 class Scaffold:
@@ -82,16 +80,28 @@ class Scaffold:
             if path.exists() and path.read_text(encoding="utf-8") != text:
                 raise ConfigError(f"{path} is there with other contents; name another folder, or use --force")
 
+    @cached_property
+    def judge(self) -> Proxy:
+        """What scores as the trials will; its reference architectures are those of the experiment.
+
+        A contrastive training is cut to two steps, and a combined score to the untrained part: this is a look whether it
+        runs.
+        """
+        contrastive = self.config.contrastive.model_copy(update={"steps": 2, "criterion": "loss"})
+        update: dict[str, Any] = {"contrastive": contrastive}
+        if self.config.score == "combined":
+            update |= {"score": "untrained", "untrained": self.config.untrained.model_copy(update={"references": 8})}
+        config = self.config.model_copy(update=update)
+        proxy = Proxy(config, references_of(self.space, config))
+        proxy.prepare()
+        return proxy
+
     def check(self) -> ProxyResult:
         """Score one random architecture as a trial would; gives its numbers, or raises what the trial would."""
-        untrained = self.config.untrained.model_copy(update={"references": FEW_REFERENCES})
-        contrastive = self.config.contrastive.model_copy(update={"steps": 2})
-        config = self.config.model_copy(update={"untrained": untrained, "contrastive": contrastive})
-        references = references_of(self.space, config)
-        proxy = Proxy(config, references)
-        proxy.prepare()
+        references = self.judge.references
+        assert references is not None
         # Not the first reference: one that is drawn as a tuner would.
-        return proxy.judge(next(references.draw(config.seed + 1)))
+        return self.judge.judge(next(references.draw(self.config.seed + 1)))
 
     def write(self) -> list[Path]:
         """Write the files; gives their paths."""

@@ -29,8 +29,10 @@ def measure(propose: Callable[[int], Any]) -> float:
     times = []
     for number in range(20):
         start = time.process_time()
-        propose(number)
+        proposed = propose(number)
         times.append(time.process_time() - start)
+        if not proposed:
+            raise RuntimeError(f"call {number} proposed nothing: nothing was measured")
     return 1000 * float(np.median(times))
 
 

@@ -249,8 +249,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--table",
         type=Path,
-        help="CSV with the columns arch and cifar10_test, plain or .gz "
-        "(default: the development half in $CSSNAS_DATA or ../shared/data)",
+        help="CSV with the columns arch and cifar10_test, plain or .gz (default: that in $CSSNAS_DATA)",
     )
     parser.add_argument(
         "--accuracy", default=ACCURACY, metavar="COLUMN", help=f"accuracy to predict (default: {ACCURACY})"

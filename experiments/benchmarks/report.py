@@ -67,7 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.perf_counter()
         write_report(folder, folder / "report.html")
         seconds = time.perf_counter() - start
-        size = (folder / "report.html").stat().st_size
+        text = (folder / "report.html").read_text(encoding="utf-8")
+        size = len(text.encode())
+        if (rows := text.count("<tr>")) < args.trials:
+            raise RuntimeError(f"the report has {rows} rows for {args.trials} trials: it is not whole")
     print(f"{args.trials} trials: {seconds:.1f} s, {size / 1e6:.2f} MB")
     return 0
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -28,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,21 +46,79 @@ from nni_cssnas.images.views import make_views
 from nni_cssnas.scores.contrastive import train_contrastive
 from nni_cssnas.scores.device import resolve_device
 from nni_cssnas.scores.losses import nt_xent
+from nni_cssnas.screening import Screener
+from nni_cssnas.search import explore
 from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.encoding import decode, random_parameters
 from nni_cssnas.spaces.factory import make_space
 
 PARTS = ("views", "epoch", "loss", "start", "memory", "screening", "growth")
-ARCHITECTURES = 5
-SIZES = {32: 256, 96: 64, 224: 16}
-"""Edge of an image in pixels, and how many make a batch."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is timed.
+
+    Parameters
+    ----------
+    views
+        Edge of an image in pixels, and how many make a batch.
+    architectures
+        That ``epoch`` trains with and without an option.
+    epochs
+        Of a training that is timed.
+    screened, screened_together
+        Architectures, in one process and with a process for each core.
+    images, cases
+        Of ``growth``.
+    training
+        Keys of ``contrastive`` that differ from the preset.
+    warm_up
+        Whether each side runs once before the clock does.
+    """
+
+    views: Mapping[int, int]
+    architectures: int
+    epochs: int
+    screened: int
+    screened_together: int
+    images: int
+    cases: int
+    training: Mapping[str, Any]
+    warm_up: bool
+
+
+FULL = Sizes(
+    {32: 256, 96: 64, 224: 16},
+    architectures=5,
+    epochs=3,
+    screened=12,
+    screened_together=100,
+    images=576,
+    cases=6,
+    training={},
+    warm_up=True,
+)
+SHORT = Sizes(
+    {32: 4},
+    architectures=1,
+    epochs=1,
+    screened=4,
+    screened_together=4,
+    images=64,
+    cases=2,
+    training={"batch_size": 16},
+    warm_up=False,
+)
+"""Shows that every part runs and does what it times. Its numbers mean nothing."""
 
 
 class Bench:
     """Times two sides in turn and keeps what came out."""
 
-    def __init__(self, rounds: int, device: torch.device, console: Console) -> None:
+    def __init__(self, rounds: int, device: torch.device, console: Console, sizes: Sizes = FULL) -> None:
         self.rounds = rounds
+        self.sizes = sizes
         self.device = device
         self.console = console
         self.lines: list[dict[str, Any]] = []
@@ -87,7 +147,8 @@ class Bench:
         rounds: int | None = None,
     ) -> None:
         """Both sides give seconds. The ratio is other / ours (times faster), or ours / other for a ``slowdown``."""
-        ours(), other()  # warm-up
+        if self.sizes.warm_up:
+            ours(), other()
         pairs = [(ours(), other()) for _ in range(rounds or self.rounds)]
         ratios = [a / b if slowdown else b / a for a, b in pairs]
         self.note(
@@ -139,12 +200,21 @@ def preset(**values: Any) -> ProxyConfig:
     return ProxyConfig(**({"preset": "gpu" if torch.cuda.is_available() else "cpu", "score": "contrastive"} | values))
 
 
+def draw(bench: Bench, make: Callable[..., tuple[Tensor, Tensor]], images: Tensor, generator: torch.Generator) -> float:
+    """Seconds in which two views of every image are made."""
+    made: list[Tensor] = []
+    seconds = bench.clock(lambda: made.extend(make(images, generator)))
+    if [len(view) for view in made] != [len(images)] * 2:
+        raise RuntimeError(f"{len(images)} images gave {[len(view) for view in made]} views")
+    return seconds
+
+
 def views(bench: Bench, args: argparse.Namespace) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     everything: dict[str, Any] = {"rr_prob": 0.5, "rr_degrees": 30.0, "vf_prob": 0.5}
     targets = {32: "at least 12", 96: "at least 4", 224: "at least 1"}
-    for size, count in SIZES.items():
+    for size, count in bench.sizes.views.items():
         images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, device=bench.device)
         generator = torch.Generator(bench.device).manual_seed(0)
         batched = make_views(ViewsConfig(**everything), size)
@@ -152,8 +222,8 @@ def views(bench: Bench, args: argparse.Namespace) -> None:
         bench.compare(
             "views",
             f"{count} pairs at {size} px, all operations, against lightly",
-            lambda: bench.clock(lambda: batched(images, generator)),  # noqa: B023
-            lambda: bench.clock(lambda: lightly(images, generator)),  # noqa: B023
+            lambda: draw(bench, batched, images, generator),  # noqa: B023
+            lambda: draw(bench, lightly, images, generator),  # noqa: B023
             target=targets[size],
         )
     torch.set_num_threads(threads)
@@ -177,7 +247,7 @@ class Pictures(torch.utils.data.Dataset[Any]):
 class Training:
     """One network trained three ways on the same images; each gives the seconds of an epoch."""
 
-    def __init__(self, bench: Bench, config: ProxyConfig, epochs: int = 3) -> None:
+    def __init__(self, bench: Bench, config: ProxyConfig, epochs: int) -> None:
         self.bench = bench
         self.epochs = epochs
         self.config = config
@@ -208,6 +278,12 @@ class Training:
             device=self.bench.device,
             on_epoch=lambda epoch, loss: times.append(time.perf_counter()),
         )
+        return self.seconds(times)
+
+    def seconds(self, times: Sequence[float]) -> float:
+        """Of an epoch: from the end of the first, which warms up, to that of the last."""
+        if len(times) != self.epochs + 1:
+            raise RuntimeError(f"{len(times)} epochs were trained, not {self.epochs + 1}")
         return (times[-1] - times[0]) / self.epochs
 
     def limit(self) -> float:
@@ -284,11 +360,12 @@ class Training:
                 optimizer.zero_grad()
             self.bench.wait()
             times.append(time.perf_counter())
-        return (times[-1] - times[0]) / self.epochs
+        return self.seconds(times)
 
 
 def epoch(bench: Bench, args: argparse.Namespace) -> None:
-    training = Training(bench, preset(images={"num_images": args.images}))
+    config = preset(images={"num_images": args.images}, contrastive=bench.sizes.training)
+    training = Training(bench, config, bench.sizes.epochs)
     what = f"epoch of {args.images} images"
     for view_pool, target in (("fixed", "at most 1.05"), ("fresh", "at most 1.15")):
         bench.compare(
@@ -312,13 +389,13 @@ def epoch(bench: Bench, args: argparse.Namespace) -> None:
         ("bfloat16 against float32", {"amp": "bf16"}, {"amp": "off"}, 1),
     ):
         ratios = []
-        for _, network in networks(training.config, ARCHITECTURES, seed=1):
+        for _, network in networks(training.config, bench.sizes.architectures, seed=1):
             training.take(network)
             pairs = [(training.ours("fixed", **ours), training.ours("fixed", **other)) for _ in range(rounds)]
             ratios.append(statistics.median(b / a for a, b in pairs))
         bench.note(
             "epoch",
-            f"{what}, {name}, {ARCHITECTURES} architectures",
+            f"{what}, {name}, {bench.sizes.architectures} architectures",
             ratio=statistics.median(ratios),
             low=min(ratios),
             high=max(ratios),
@@ -457,25 +534,33 @@ def memory(bench: Bench, args: argparse.Namespace) -> None:
         )
 
 
-def screener(**values: Any) -> Any:
-    from nni_cssnas.screening import Screener
-
-    return Screener(preset(**{"images": {"num_images": 256}, "untrained": {"references": 8}, **values}))
-
-
-def rate(bench: Bench, found: Any, number: int) -> list[float]:
-    """Architectures per second of every round, in one process; the references are there already."""
+def screener(**values: Any) -> Screener:
+    """Of the default score; with few references, since these are scored before the clock runs."""
+    untrained = {"references": 8, **values.pop("untrained", {})}
+    found = Screener(preset(**{"images": {"num_images": 256}, **values, "untrained": untrained, "score": "untrained"}))
     _ = found.proxy.reference_set
-    return [
-        number / bench.clock(lambda: list(found.random(number, index)))  # noqa: B023
-        for index in range(bench.rounds)
-    ]
+    return found
+
+
+def screen(found: Screener, number: int, seed: int, workers: int = 1) -> float:
+    """Architectures per second from the first result to the last, as ``nni-cssnas screen`` draws and scores them.
+
+    The start of the processes is left out.
+    """
+    stamps, scored = [], []
+    with found.spread(workers) as spread:
+        for item in explore(found, spread, number, seed=seed):
+            stamps.append(time.perf_counter())
+            scored.append(item)
+    done = sum(bool(item.components) and math.isfinite(item.score) for item in scored)
+    if done != number:
+        raise RuntimeError(f"{done} architectures of {number} have a score: nothing was measured")
+    return (number - 1) / (stamps[-1] - stamps[0])
 
 
 def screening(bench: Bench, args: argparse.Namespace) -> None:
     found = screener()
-    alone = rate(bench, found, 12)
-    workers = os.cpu_count() or 1
+    alone = [screen(found, bench.sizes.screened, seed) for seed in range(bench.rounds)]
     bench.note(
         "screening",
         "architectures per second, default score, cpu preset, one process",
@@ -483,14 +568,11 @@ def screening(bench: Bench, args: argparse.Namespace) -> None:
         low=min(alone),
         high=max(alone),
     )
-    stamps = []
-    for _ in found.random(100, 0, workers=workers):
-        stamps.append(time.perf_counter())
-    # Without the start of the processes: from the first result to the last.
+    workers = os.cpu_count() or 1
     bench.note(
         "screening",
         f"the same, a process for each of {workers} cores, as nni-cssnas screen",
-        ours=(len(stamps) - 1) / (stamps[-1] - stamps[0]),
+        ours=screen(found, bench.sizes.screened_together, 0, workers),
         target="at least 3",
     )
 
@@ -499,18 +581,19 @@ def growth(bench: Bench, args: argparse.Namespace) -> None:
     base = {"num_nodes": 4, "num_cells": 5, "channels": 8}
     cases: Sequence[tuple[str, Mapping[str, Any]]] = (
         ("cpu preset", {}),
-        ("twice the images", {"images": {"num_images": 1152}}),
-        ("twice the batch", {"contrastive": {"batch_size": 256}, "untrained": {"batch_size": 128, "references": 8}}),
+        ("twice the images", {"images": {"num_images": 2 * bench.sizes.images}}),
+        ("twice the batch", {"contrastive": {"batch_size": 256}, "untrained": {"batch_size": 128}}),
         ("twice the channels", {"space": {"arguments": base | {"channels": 16}}}),
         ("8 cells for 5", {"space": {"arguments": base | {"num_cells": 8}}}),
         ("twice the edge", {"views": {"input_size": 32}}),
     )
     first: tuple[float, float] | None = None
-    for name, values in cases:
-        config = preset(**{"images": {"num_images": 576}, **values})
-        training = Training(bench, config, epochs=2)
+    for name, values in cases[: bench.sizes.cases]:
+        config = preset(**{"images": {"num_images": bench.sizes.images}, "contrastive": bench.sizes.training, **values})
+        training = Training(bench, config, epochs=max(1, bench.sizes.epochs - 1))
         seconds = min(training.ours("fresh") for _ in range(2))
-        per_second = statistics.median(rate(bench, screener(**values), 6))
+        found = screener(**values)
+        per_second = statistics.median(screen(found, bench.sizes.screened // 2, seed) for seed in range(bench.rounds))
         first = first or (seconds, per_second)
         bench.note(
             "growth",
@@ -525,26 +608,35 @@ def growth(bench: Bench, args: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to run (default: all)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison (default: 5)")
-    parser.add_argument("--images", type=int, default=512, help="images of an epoch (default: 512)")
+    parser.add_argument("--rounds", type=int, help="rounds of each comparison (default: 5; with --short 1)")
+    parser.add_argument("--images", type=int, help="images of an epoch (default: 512; with --short 32)")
+    parser.add_argument("--short", action="store_true", help="only show that the parts run; the numbers mean nothing")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (default: torch's own)")
     parser.add_argument("--out", type=Path, default=Path("runs/speed"), help="folder of speed.json")
     args = parser.parse_args(arguments)
+    args.rounds = args.rounds or (1 if args.short else 5)
+    args.images = args.images or (32 if args.short else 512)
     if args.threads:
         torch.set_num_threads(args.threads)
     console = Console()
     if not console.is_terminal:
         console.width = 170
-    bench = Bench(args.rounds, resolve_device(args.device), console)
+    bench = Bench(args.rounds, resolve_device(args.device), console, SHORT if args.short else FULL)
     for part in args.parts:
         globals()[part](bench, args)
     device = torch.cuda.get_device_name() if bench.device.type == "cuda" else platform.machine()
     title = f"{device}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    console.print(bench.table(f"{title}; seconds, medians of {args.rounds} rounds"))
+    console.print(
+        bench.table(
+            f"{title}; seconds, medians of {args.rounds} rounds{', SHORT: no measurement' if args.short else ''}"
+        )
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     about = {"device": device, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    (args.out / "speed.json").write_text(json.dumps(about | {"rounds": args.rounds, "lines": bench.lines}, indent=1))
+    (args.out / "speed.json").write_text(
+        json.dumps(about | {"rounds": args.rounds, "short": args.short, "lines": bench.lines}, indent=1)
+    )
     return 0
 
 

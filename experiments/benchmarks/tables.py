@@ -104,20 +104,21 @@ def draw(entries: Sequence[Entry], sample: int, seed: int, exclude: Sequence[tup
 
 
 def default_table(benchmark: str) -> Path:
-    """The development half of the table.
+    """The table in ``$CSSNAS_DATA``: its development half, or the whole as ``data.py`` writes it.
 
     Raises
     ------
     ConfigError
-        If neither ``$CSSNAS_DATA`` nor ``../shared/data`` holds it.
+        If it is not there.
     """
-    root = Path(__file__).resolve().parents[2]
-    folders = [Path(os.environ["CSSNAS_DATA"])] if "CSSNAS_DATA" in os.environ else []
-    folders.append(root.parent / "shared" / "data")
-    for folder in folders:
-        path = folder / f"{benchmark}_dev.csv.gz"
-        if path.exists():
+    folder = os.environ.get("CSSNAS_DATA")
+    if not folder:
+        raise ConfigError("no table was given; write it with experiments/benchmarks/data.py, and name it with --table")
+    names = (f"{benchmark}_dev.csv.gz", f"{benchmark}.csv.gz")
+    for name in names:
+        if (path := Path(folder) / name).exists():
             return path
     raise ConfigError(
-        f"no table was given, and {benchmark}_dev.csv.gz is neither in $CSSNAS_DATA nor in ../shared/data; give --table"
+        f"CSSNAS_DATA is {folder!r}, which holds neither {' nor '.join(names)}; "
+        "write one with experiments/benchmarks/data.py, or name a table with --table"
     )

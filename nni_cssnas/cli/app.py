@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nni_cssnas.base.threads import wait_politely
 from nni_cssnas.errors import CssnasError
 from nni_cssnas.messages import one_line
 
@@ -153,6 +154,7 @@ def show_references(proxy: Proxy) -> None:
 def main() -> None:
     """Run the command line; an error of this package is one line on stderr and exit code 1, a warning one line."""
     warnings.formatwarning = one_line
+    wait_politely()
     try:
         app()
     except CssnasError as error:

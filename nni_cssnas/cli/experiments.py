@@ -124,6 +124,10 @@ def init(
     scaffold = Scaffold(folder, settings, trials=trials, concurrency=concurrency)
     if not force:
         scaffold.refuse_to_overwrite()
+    with console.status("looking at the space and the images"):
+        judge = scaffold.judge
+        judge.try_one()
+    show_references(judge)
     with console.status("scoring one random architecture"):
         result = scaffold.check()
     cost = f"{short(result.components['params'])} parameters, {short(result.components['macs'])} multiply-adds"

@@ -30,15 +30,6 @@ DENSE = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_co
 DEAD = "|none~0|+|none~0|none~1|+|none~0|none~1|none~2|"
 
 
-def data(name: str) -> Path:
-    folders = [Path(os.environ["CSSNAS_DATA"])] if "CSSNAS_DATA" in os.environ else []
-    folders.append(Path(__file__).resolve().parents[3] / "shared" / "data")
-    for folder in folders:
-        if (folder / name).exists():
-            return folder / name
-    pytest.skip(f"{name} is neither in $CSSNAS_DATA nor in ../shared/data")
-
-
 def write(path: Path, rows: list[tuple[str, object]], header: str = "arch,cifar10_test") -> Path:
     path.write_text(header + "\n" + "".join(f"{arch},{accuracy}\n" for arch, accuracy in rows))
     return path
@@ -91,15 +82,72 @@ def test_random_architectures_are_architectures_of_the_space() -> None:
             module.to_sample(arch)
 
 
+def conv_costs(c_in: int, c_out: int, k: int, edge: int, groups: int = 1) -> tuple[int, int]:
+    """Parameters of a convolution and its batch norm, and multiply-adds where the output has this edge."""
+    weights = c_out * (c_in // groups) * k * k
+    return weights + 2 * c_out, weights * edge * edge
+
+
+def macro_costs(arch: str, channels: int = 32) -> tuple[int, int]:
+    """Parameters and multiply-adds of NAS-Bench-Macro, counted from its description."""
+    parts = [conv_costs(3, channels, 3, 32)]
+    edge, c_in, position = 32, channels, 0
+    for depth in (2, 3, 3):
+        for layer in range(depth):
+            before, edge, c_out = edge, edge // 2 if layer == 0 else edge, 2 * c_in if layer == 0 else c_in
+            k, expansion = {"0": (1, 0), "1": (3, 3), "2": (5, 6)}[arch[position]]
+            hidden = expansion * c_in
+            if expansion:
+                parts += [conv_costs(c_in, hidden, 1, before), conv_costs(hidden, hidden, k, edge, groups=hidden)]
+                parts += [conv_costs(hidden, c_out, 1, edge)]
+            elif layer == 0:
+                parts.append(conv_costs(c_in, c_out, 1, edge))
+            c_in, position = c_out, position + 1
+    parts += [conv_costs(c_in, 1280, 1, edge), (1280 * 10 + 10, 1280 * 10)]
+    return sum(part[0] for part in parts), sum(part[1] for part in parts)
+
+
+def nasbench201_params(arch: str) -> int:
+    """Parameters of NAS-Bench-201's network of 16 channels and 3 times 5 cells, counted from its description."""
+    kernels = [3 if "3x3" in edge else 1 for edge in arch.replace("+", "").split("|") if "conv" in edge]
+    total = 27 * 16 + 2 * 16
+    for channels in (16, 32, 64):
+        total += 5 * sum(conv_costs(channels, channels, k, 1)[0] for k in kernels)
+    for channels in (16, 32):  # residual blocks between the stages; their shortcut has no batch norm
+        total += conv_costs(channels, 2 * channels, 3, 1)[0] + conv_costs(2 * channels, 2 * channels, 3, 1)[0]
+        total += 2 * channels * channels
+    return total + 2 * 64 + 64 * 10 + 10
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables in ``$CSSNAS_DATA``; without it, small ones whose costs are counted above."""
+    if os.environ.get("CSSNAS_DATA"):
+        return
+    monkeypatch.setenv("CSSNAS_DATA", str(tmp_path))
+    macro = [f"{arch},90,{','.join(map(str, macro_costs(arch)))}" for arch in ARCHS]
+    dense = [f"{arch},90,{nasbench201_params(arch)}" for arch in (DENSE, DEAD)]
+    for name, lines in (
+        ("macro", ["arch,cifar10_test,params,macs", *macro]),
+        ("201", ["arch,cifar10_test,params", *dense]),
+    ):
+        with gzip.open(tmp_path / f"nasbench{'_' * (name == 'macro')}{name}.csv.gz", "wt") as file:
+            file.write("\n".join(lines))
+
+
+@pytest.mark.usefixtures("tables")
 def test_costs_are_those_of_the_tables() -> None:
-    with gzip.open(data("nasbench_macro_dev.csv.gz"), "rt") as file:
-        for row in list(csv.DictReader(file))[::800]:
-            model = nasbench_macro.build(row["arch"], channels=32)
-            assert num_parameters(model) == int(row["params"])
-            assert multiply_adds(model, (3, 32, 32)) == int(row["macs"])
-    with gzip.open(data("nasbench201_dev.csv.gz"), "rt") as file:
-        row = list(csv.DictReader(file))[1234]
-        assert num_parameters(nasbench201.build(row["arch"], num_modules_per_stack=5)) == int(row["params"])
+    with gzip.open(benchmark.default_table("nasbench_macro"), "rt") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows[:: max(1, len(rows) // 4)]:
+        model = nasbench_macro.build(row["arch"], channels=32)
+        costs = int(row["params"]), int(row["macs"])
+        assert (num_parameters(model), multiply_adds(model, (3, 32, 32))) == costs == macro_costs(row["arch"])
+    with gzip.open(benchmark.default_table("nasbench201"), "rt") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows[:: max(1, len(rows) // 2)]:
+        found = num_parameters(nasbench201.build(row["arch"], num_modules_per_stack=5))
+        assert found == int(row["params"]) == nasbench201_params(row["arch"])
 
 
 # ---- tables and draws ---------------------------------------------------------------------------------

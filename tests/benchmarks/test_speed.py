@@ -1,0 +1,76 @@
+"""Every part of the speed benchmark in its short form: it runs, and does what it says that it times."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
+
+import speed
+from rich.console import Console
+
+LONG = {"epoch", "growth", "memory", "screening", "start"}
+LINES = {"views": 1, "epoch": 5, "loss": 2, "start": 2, "memory": 2, "screening": 2, "growth": 2}
+"""How many comparisons each part makes in its short form."""
+
+
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=[pytest.mark.slow] * (part in LONG)) for part in speed.PARTS]
+)
+def test_every_part_times_something(part: str, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    assert speed.main(["--short", "--parts", part, "--out", str(tmp_path)]) == 0
+    assert torch.get_num_threads() == threads
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert found["short"] is True
+    assert len(found["lines"]) == LINES[part]
+    for line in found["lines"]:
+        assert line["part"] == part
+        numbers = [line[name] for name in ("ours", "other", "ratio") if name in line]
+        assert numbers
+        assert all(math.isfinite(number) and number > 0 for number in numbers)
+
+
+class Fake:
+    """A screener that starts no process; ``explore`` is replaced too."""
+
+    def spread(self, workers: int) -> Any:
+        return nullcontext()
+
+
+@pytest.mark.parametrize(
+    ("components", "number", "message"),
+    [({"macs": 1.0}, 3, None), ({"macs": 1.0}, 4, "3 architectures of 4"), ({}, 3, "0 architectures of 3")],
+)
+def test_screening_without_scores_is_no_speed(
+    monkeypatch: pytest.MonkeyPatch, components: dict[str, float], number: int, message: str | None
+) -> None:
+    from nni_cssnas.screening import Screened
+
+    monkeypatch.setattr(speed, "explore", lambda *args, **kwargs: iter([Screened({}, -1.0, components)] * 3))
+    found: Any = Fake()
+    if message is None:
+        assert speed.screen(found, number, 0) > 0
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            speed.screen(found, number, 0)
+
+
+def test_views_that_are_not_made_are_no_speed() -> None:
+    bench = speed.Bench(1, torch.device("cpu"), Console(quiet=True))
+    images = torch.zeros(2, 3, 4, 4)
+    assert speed.draw(bench, lambda x, generator: (x, x), images, torch.Generator()) >= 0
+    with pytest.raises(RuntimeError, match=r"2 images gave \[1, 2\] views"):
+        speed.draw(bench, lambda x, generator: (x[:1], x), images, torch.Generator())
+
+
+def test_what_screens_uses_the_default_score() -> None:
+    assert speed.screener(images={"num_images": 64}).config.score == "untrained"
