@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -341,10 +342,15 @@ class Proxy:
         return json.dumps(parts, sort_keys=True)
 
     def _read_references(self, path: Path, key: str) -> ReferenceSet | None:
+        if not os.path.lexists(path):
+            return None
         try:
+            if not (path.is_file() or path.is_dir()):  # opening a pipe would wait for ever
+                raise ConfigError("it is no file")
             return ReferenceSet.from_json(path.read_text(encoding="utf-8"), key)
-        except (FileNotFoundError, ConfigError):
-            return None  # not there, or damaged: drawn anew
+        except (UnicodeDecodeError, ConfigError) as error:
+            warnings.warn(f"reference architectures {path} are damaged ({error}); they are scored again", stacklevel=4)
+            return None
 
     def _draw_references(self, key: str) -> ReferenceSet:
         assert self.references is not None
