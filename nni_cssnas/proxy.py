@@ -190,6 +190,11 @@ class Proxy:
         return load_images(config.images, min_images=batches[needed_by], needed_by=needed_by)
 
     @cached_property
+    def images_key(self) -> str:
+        """Stands for the images' content; see :func:`~nni_cssnas.images.pool.fingerprint`."""
+        return fingerprint(self.images)
+
+    @cached_property
     def _pool(self) -> Pool:
         return Pool(self.images, self.device)
 
@@ -330,7 +335,7 @@ class Proxy:
         config = self.config
         parts = {
             "space": self.references.key,
-            "images": fingerprint(self.images),
+            "images": self.images_key,
             "views": config.views.model_dump(mode="json"),
             "size": self.size,
             "seed": config.seed,
