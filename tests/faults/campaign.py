@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import image_faults
 import text_faults
 from counting import Campaign
 
@@ -22,6 +23,7 @@ def run(faults: int, seed: int, folder: Path, *, running: bool = True) -> Campai
     campaign = Campaign(folder, seed)
     scale = faults / LONG
     text_faults.inject_all(campaign, scale)
+    image_faults.inject_all(campaign, scale)
     return campaign
 
 
