@@ -124,7 +124,12 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
             Whatever makes the trial fail; it is in the record and in ``error.txt`` too.
         """
         seed = candidate_seed(self.config, parameters)
-        with _Journal(self._record_folder(seed), parameters, seed, self.config) as journal:
+        folder = self._record_folder(seed)
+        if self.record_dir is None and folder is not None:
+            before = TrialRecord.finished_before(folder, parameters, self.config.model_dump(mode="json"))
+            if before is not None:
+                return _tell(ProxyResult(before.score or 0.0, before.components, tuple(before.epoch_losses)))
+        with _Journal(folder, parameters, seed, self.config) as journal:
             proxy = self._proxy(space)
             if self.record_dir is None and journal.folder is not None:
                 _refuse_other_images(journal.folder.parent, proxy)
@@ -142,9 +147,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
 
             result = proxy.score(model, seed, on_epoch)
             journal.note(status="succeeded", score=result.score, components=result.components)
-        if _inside_nni():
-            nni.report_final_result(result.metric())
-        return result
+        return _tell(result)
 
     def _proxy(self, space: Any) -> Proxy:
         """The judge, ready to work; kept, for a sequential NasExperiment judges many candidates in one process."""
@@ -243,6 +246,12 @@ def _so_far(losses: list[float], config: ProxyConfig) -> float:
     What is only measured at the end (``held_out``, ``alignment``, ``uniformity``) is stood in for by minus the loss.
     """
     return losses[0] - losses[-1] if config.contrastive.criterion == "drop" else -losses[-1]
+
+
+def _tell(result: ProxyResult) -> ProxyResult:
+    if _inside_nni():
+        nni.report_final_result(result.metric())
+    return result
 
 
 def _inside_nni() -> bool:

@@ -157,6 +157,15 @@ def test_all_trials_of_an_experiment_have_the_same_images(
         trial("c")
     (tmp_path / "3.png").rename(photos / "3.png")
     assert trial("d") == first
+    # A trial that NNI runs again, as after its manager was killed, keeps the record that it has finished with.
+    record = tmp_path / "trials" / "d" / "record.json"
+    whole = record.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Proxy, "prepare", lambda self: pytest.fail("evaluated again"))
+        assert trial("d") == first
+        assert record.read_bytes() == whole
+    other = score(settings, samples[1])
+    assert (other != first, json.loads(record.read_text())["score"]) == (True, other)  # but no other one's
     # Damaged, it is written anew; outside of an experiment nothing is compared.
     (tmp_path / "trials" / "images.txt").write_bytes(b"\xff")
     assert trial("e") == first

@@ -134,6 +134,18 @@ class TrialRecord:
             problem = str(error)
         raise ExperimentError(f"cannot read the record {path}: {problem}")
 
+    @classmethod
+    def finished_before(cls, folder: Path, parameters: dict[str, Any], config: dict[str, Any]) -> TrialRecord | None:
+        """The record with which this very trial has finished already; None if it has not.
+
+        NNI runs a trial again, in the same folder, where its manager was killed before it knew of the trial's end.
+        """
+        try:
+            record = cls.read(folder / RECORD_NAME)
+        except ExperimentError:
+            return None
+        return record if record.finished and (record.parameters, record.config) == (parameters, config) else None
+
     @property
     def finished(self) -> bool:
         """Whether the trial ended with a finite score."""
