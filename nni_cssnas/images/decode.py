@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ COLOURS = ("RGB", "RGBA")
 # Pixels of a picture that counts as large: one of 13000 x 13000 takes 700 MB.
 LARGE = 40_000_000
 _one_at_a_time = threading.Lock()
+T = TypeVar("T")
 # Formats for which Pillow needs a library that it may have been built without.
 LIBRARIES = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
 
@@ -80,27 +82,30 @@ def open_rgb(path: str | Path, size: int, bits: int = 16) -> Image.Image:
     Exception
         As :func:`load`.
     """
-    with Image.open(path, formats=formats()) as image, _room(image.size):
-        width, height = image.size
-        factor = min(width, height) / (2 * size)
-        if factor > 1:
-            # JPEG only: decode at 1/2, 1/4 or 1/8 of the size, at least twice what is wanted. A photograph of 12
-            # megapixels takes 17 ms instead of 104 for 224 px, and differs by at most 3 of 255 levels.
-            image.draft(None, (int(width / factor), int(height / factor)))
-        deep = bits < 16 and _is_deep(image)
-        tiles = list(image.tile)
-        image.load()
-        if deep and image.mode in COLOURS:
-            image.paste(Image.fromarray(_to_8_bits(_both_bytes(path, image, tiles), integer=True, bits=bits)))
-        # A damaged EXIF block says nothing about the picture.
-        with suppress(Exception):
-            ImageOps.exif_transpose(image, in_place=True)
-        shrunk: Image.Image = image
-        if factor > 2 and width * height > LARGE:
-            # The conversion to RGB takes four bytes a pixel.
-            shrunk = image.convert("L") if image.mode == "1" else image
-            shrunk = shrunk.reduce(int(factor)) if shrunk.mode in ("L", "RGB") else shrunk
-        return to_rgb(shrunk, bits if deep else 16)
+    return _with_room(path, lambda image: _upright_rgb(image, path, size, bits))
+
+
+def _upright_rgb(image: ImageFile.ImageFile, path: str | Path, size: int, bits: int) -> Image.Image:
+    width, height = image.size
+    factor = min(width, height) / (2 * size)
+    if factor > 1:
+        # JPEG only: decode at 1/2, 1/4 or 1/8 of the size, at least twice what is wanted. A photograph of 12
+        # megapixels takes 17 ms instead of 104 for 224 px, and differs by at most 3 of 255 levels.
+        image.draft(None, (int(width / factor), int(height / factor)))
+    deep = bits < 16 and _is_deep(image)
+    tiles = list(image.tile)
+    image.load()
+    if deep and image.mode in COLOURS:
+        image.paste(Image.fromarray(_to_8_bits(_both_bytes(path, image, tiles), integer=True, bits=bits)))
+    # A damaged EXIF block says nothing about the picture.
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
+    shrunk: Image.Image = image
+    if factor > 2 and width * height > LARGE:
+        # The conversion to RGB takes four bytes a pixel.
+        shrunk = image.convert("L") if image.mode == "1" else image
+        shrunk = shrunk.reduce(int(factor)) if shrunk.mode in ("L", "RGB") else shrunk
+    return to_rgb(shrunk, bits if deep else 16)
 
 
 def needed_bits(path: str | Path) -> int:
@@ -110,21 +115,24 @@ def needed_bits(path: str | Path) -> int:
     files with values below 0 or of more than 16 bits.
     """
     try:
-        with Image.open(path, formats=formats()) as image, _room(image.size):
-            if not _is_deep(image):
-                return 0
-            image.load()
-            if image.mode in COLOURS:
-                # The upper bytes alone tell.
-                high = int(np.asarray(image)[..., :3].max())
-                return high.bit_length() + 8 if high else 8
-            values = np.asarray(image)
-            low, high = int(values.min()), int(values.max())
-            return high.bit_length() if low >= 0 and high <= 65535 else 0
+        return _with_room(path, _bits_of)
     except MemoryError:
         raise
     except Exception:  # as load: whoever loads it says what is wrong
         return 0
+
+
+def _bits_of(image: ImageFile.ImageFile) -> int:
+    if not _is_deep(image):
+        return 0
+    image.load()
+    if image.mode in COLOURS:
+        # The upper bytes alone tell.
+        high = int(np.asarray(image)[..., :3].max())
+        return high.bit_length() + 8 if high else 8
+    values = np.asarray(image)
+    low, high = int(values.min()), int(values.max())
+    return high.bit_length() if low >= 0 and high <= 65535 else 0
 
 
 def can_be_deep(path: str | Path) -> bool:
@@ -175,14 +183,28 @@ def _lower_bytes(path: str | Path, tiles: list[Any]) -> NDArray[np.float64]:
         return np.asarray(lower, dtype=np.float64)
 
 
-@contextmanager
-def _room(size: tuple[int, int]) -> Iterator[None]:
-    """Large pictures are decoded one at a time: several of them in several threads would fill the memory."""
-    if size[0] * size[1] <= LARGE:
-        yield
-        return
+def _with_room(path: str | Path, work: Callable[[ImageFile.ImageFile], T]) -> T:
+    """Open a file and work on it. Large pictures come one at a time: several in several threads would fill the memory."""
+    with Image.open(path, formats=formats()) as image:
+        if image.width * image.height <= LARGE:
+            return work(image)
     with _one_at_a_time:
-        yield
+        try:
+            return _opened(path, work)
+        finally:
+            _give_back()
+
+
+def _opened(path: str | Path, work: Callable[[ImageFile.ImageFile], T]) -> T:
+    """In a function of its own, which lets go of the picture when it returns."""
+    with Image.open(path, formats=formats()) as image:
+        return work(image)
+
+
+def _give_back() -> None:
+    """Return what was freed to the system: glibc keeps it for the thread that had it, so that each would hold a picture's."""
+    with suppress(OSError, AttributeError):  # another C library has no such function, nor this habit
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def fit(image: Image.Image, size: int) -> NDArray[np.uint8]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -171,3 +173,32 @@ def test_large_pictures_are_made_small_before_they_take_memory(
     monkeypatch.setattr(decode, "to_rgb", lambda image, *rest: biggest.append(image.size) or original(image, *rest))
     assert np.abs(decode.load(tmp_path / "a.png", 16).astype(int) - exact).max() <= 4
     assert max(biggest[0]) < 100
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of its memory in /proc")
+def test_large_pictures_in_four_threads_take_the_memory_of_one(tmp_path: Path) -> None:
+    for number in range(6):
+        Image.new("1", (8000, 8000), number % 2).save(tmp_path / f"{number}.png")
+    code = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from nni_cssnas.images import decode
+
+def status(name):
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+    return int(line.split()[1]) // 1024
+
+files, threads = sorted(Path(sys.argv[1]).glob("*.png")), int(sys.argv[2])
+decode.formats()
+before = status("VmRSS")
+with ThreadPoolExecutor(threads) as pool:
+    assert all(image.max() == image.min() for image in pool.map(lambda path: decode.load(path, 32), files))
+print(status("VmHWM") - before)
+"""
+    one, four = (
+        int(subprocess.run([sys.executable, "-c", code, tmp_path, number], capture_output=True, check=True).stdout)
+        for number in ("1", "4")
+    )
+    assert one > 64  # megabytes
+    assert four < 1.3 * one
