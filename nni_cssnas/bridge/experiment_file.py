@@ -183,16 +183,20 @@ def _check_duration(name: str, value: Any) -> None:
 def _check_paths(settings: Settings, base: Path) -> None:
     _code_directory(settings, base)
     working = settings.get("experimentworkingdirectory")
-    if working is None:
-        return
-    folder = _folder(working, base)
+    folder = Path.home() / "nni-experiments" if working is None else _folder(working, base)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        problem = "cannot be written" if there.is_dir() else "is a file"
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    problem = "cannot be written" if there.is_dir() else "is a file"
+    if working is None:
         raise ConfigError(
-            f"experimentWorkingDirectory is {str(working)!r}, but {there} {problem}; "
-            "name a folder that can be written, or leave it out for ~/nni-experiments"
+            f"experimentWorkingDirectory is not given, and its default is {folder}, but {there} {problem}; "
+            "name a folder that can be written"
         )
+    raise ConfigError(
+        f"experimentWorkingDirectory is {str(working)!r}, but {there} {problem}; "
+        "name a folder that can be written, or leave it out for ~/nni-experiments"
+    )
 
 
 def _check_search_space(settings: Settings, base: Path) -> None:

@@ -351,3 +351,12 @@ def test_an_assessor_needs_results_that_it_can_judge(
         return
     with pytest.raises(ConfigError, match=message):
         check_experiment(path)
+
+
+def test_a_home_that_cannot_be_written_is_named(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(
+        ConfigError, match=r"its default is .*home/nni-experiments, but .*home is a file; name a folder"
+    ):
+        check()
