@@ -211,7 +211,7 @@ def test_what_a_space_forbids_is_worst_and_no_exception() -> None:
 def test_the_constraints_of_a_space_itself(tmp_path: Path) -> None:
     settings = {"space": {"name": "nni.nas.hub.pytorch:NasBench101"}, "images": {"size": 32}}
     (tmp_path / "proxy.yml").write_text(json.dumps(settings))
-    feasible = Feasibility(ConstraintsConfig())
+    feasible = Feasibility(ConstraintsConfig(), ProxyConfig.load("proxy.yml"))
     tuner = Tpe(seed=0, constraints={})
     tuner.update_search_space(search_space(feasible.space))
     for number in range(5):

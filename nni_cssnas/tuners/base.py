@@ -313,6 +313,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             if self._feasibility is None:
                 from nni_cssnas.screening import Feasibility  # torch: only for who asks for it
 
+                assert self._constraints_proxy is not None
                 self._feasibility = Feasibility(self._constraints, self._constraints_proxy)
             return self._feasibility.problem(parameters)  # type: ignore[no-any-return]
         except Exception as error:
