@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,12 +23,15 @@ from nni.nas.evaluator import Evaluator
 from torch import nn
 
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.errors import ConfigError, SpaceError
+from nni_cssnas.errors import ConfigError, ImagesError, SpaceError
 from nni_cssnas.proxy import Candidate, OnReferences, Proxy, ProxyResult, References, candidate_seed, references_of
-from nni_cssnas.results.records import TrialRecord
+from nni_cssnas.results.records import TrialRecord, write_atomically
 from nni_cssnas.spaces.factory import make_space
 
 __all__ = ["ProxyEvaluator"]
+
+IMAGES_NAME = "images.txt"
+"""In the folder of an experiment's trials: fingerprint and number of the images with which the first trial began."""
 
 
 @nni.trace
@@ -122,6 +126,8 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         seed = candidate_seed(self.config, parameters)
         with _Journal(self._record_folder(seed), parameters, seed, self.config) as journal:
             proxy = self._proxy(space)
+            if self.record_dir is None and journal.folder is not None:
+                _refuse_other_images(journal.folder.parent, proxy)
             journal.note(environment=_environment(proxy.device))
             model = proxy.build(Candidate(build, seed))
             genotype = getattr(model, "genotype", None)
@@ -200,6 +206,35 @@ class _Journal:
             if self.folder is not None:
                 self.record.write_error(self.folder, error)
         self.note(duration=time.perf_counter() - self.start)
+
+
+def _refuse_other_images(folder: Path, proxy: Proxy) -> None:
+    """Let all trials of an experiment judge on the same images: scores on two sets of images do not compare.
+
+    Parameters
+    ----------
+    folder
+        In which NNI has the trials' folders.
+    proxy
+        The judge of one trial.
+
+    Raises
+    ------
+    ImagesError
+        If an earlier trial has used others.
+    """
+    path = folder / IMAGES_NAME
+    now = f"{proxy.images_key} {len(proxy.images)}\n"
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if not re.fullmatch(r"[0-9a-f]{64} \d+\n", before):  # the first trial, or damaged
+        write_atomically(path, now)
+        # Another trial may have been first in the meantime.
+        before = path.read_text(encoding="utf-8")
+    if before != now:
+        raise ImagesError(
+            f"the {len(proxy.images)} images of {proxy.config.images.source!r} are not those with which this experiment "
+            f"began ({before.split()[1]} images), so scores would not compare; restore them, or start a new experiment"
+        )
 
 
 def _so_far(losses: list[float], config: ProxyConfig) -> float:

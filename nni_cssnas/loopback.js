@@ -4,6 +4,7 @@
 // another origin sends through the user's browser. Where NNI_CSSNAS_TOKEN is set it listens on every interface, and other machines have to know that secret:
 // it is the first part of every path (NNI's own --url-prefix, which trials, keepers and the portal respect).
 "use strict";
+const fs = require("fs");
 const http = require("http");
 const net = require("net");
 const path = require("path");
@@ -23,6 +24,7 @@ if (path.basename(main) === "main.js" && path.basename(path.dirname(main)) === "
     }
     guard(token);
     closeTensorBoard();
+    closeTrialOutput();
     waitForTuner();
 }
 
@@ -181,6 +183,22 @@ function climbs(target) {
         text = decoded;
     }
     return true;
+}
+
+// NNI opens two files for the output of each trial and never closes them: after some thousand trials a manager could open
+// no more. The trial has its own by the time that spawn returns.
+function closeTrialOutput() {
+    const spawn = childProcess.spawn;
+    childProcess.spawn = function (...args) {
+        const child = spawn.apply(this, args);
+        const options = args[args.length - 1] || {};
+        for (const stream of Array.isArray(options.stdio) ? options.stdio : []) {
+            if (stream instanceof fs.WriteStream && /^trial\.std(out|err)$/.test(path.basename(String(stream.path)))) {
+                stream.end();
+            }
+        }
+        return child;
+    };
 }
 
 // NNI lets the TensorBoard that its portal starts listen on every interface.

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -189,6 +190,11 @@ class Proxy:
         return load_images(config.images, min_images=batches[needed_by], needed_by=needed_by)
 
     @cached_property
+    def images_key(self) -> str:
+        """Stands for the images' content; see :func:`~nni_cssnas.images.pool.fingerprint`."""
+        return fingerprint(self.images)
+
+    @cached_property
     def _pool(self) -> Pool:
         return Pool(self.images, self.device)
 
@@ -329,7 +335,7 @@ class Proxy:
         config = self.config
         parts = {
             "space": self.references.key,
-            "images": fingerprint(self.images),
+            "images": self.images_key,
             "views": config.views.model_dump(mode="json"),
             "size": self.size,
             "seed": config.seed,
@@ -341,10 +347,15 @@ class Proxy:
         return json.dumps(parts, sort_keys=True)
 
     def _read_references(self, path: Path, key: str) -> ReferenceSet | None:
+        if not os.path.lexists(path):
+            return None
         try:
+            if not (path.is_file() or path.is_dir()):  # opening a pipe would wait for ever
+                raise ConfigError("it is no file")
             return ReferenceSet.from_json(path.read_text(encoding="utf-8"), key)
-        except (FileNotFoundError, ConfigError):
-            return None  # not there, or damaged: drawn anew
+        except (UnicodeDecodeError, ConfigError) as error:
+            warnings.warn(f"reference architectures {path} are damaged ({error}); they are scored again", stacklevel=4)
+            return None
 
     def _draw_references(self, key: str) -> ReferenceSet:
         assert self.references is not None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from PIL import Image
 
 from nni_cssnas import CellSpace, ProxyConfig, ProxyEvaluator
 from nni_cssnas.errors import ConfigError, DeviceError, DivergenceError, ExperimentError, ImagesError, SpaceError
@@ -115,14 +117,50 @@ def test_references_are_drawn_once_and_a_damaged_file_is_made_anew(
     first = score(settings, samples[0])
     (path,) = (tmp_path / "references").glob("*.json")
     text = path.read_text()
-    path.write_text(text[: len(text) // 2])
-    assert score(settings, samples[0]) == first
-    assert path.read_text() == text
+    digit = text.rindex("1")  # of a number: the text stays a reference set
+    for damaged in (text[: len(text) // 2], text[:digit] + "7" + text[digit + 1 :], "\udcff", "[" * 100_000, None):
+        path.unlink()
+        if damaged is None:
+            os.mkfifo(path)
+        else:
+            path.write_text(damaged, errors="surrogateescape")
+        with pytest.warns(UserWarning, match=r"references/.*\.json are damaged .* scored again"):
+            assert score(settings, samples[0]) == first
+        assert path.read_text() == text
     stamp = path.stat().st_mtime_ns
     assert score(settings, samples[1]) != first
     assert path.stat().st_mtime_ns == stamp
     assert score(config(score="untrained", untrained=SMALL, seed=1), samples[0]) != first
     assert len(list((tmp_path / "references").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize("kind", ["contrastive", "untrained"])
+def test_all_trials_of_an_experiment_have_the_same_images(
+    kind: str, samples: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(40):
+        Image.new("RGB", (16, 16), (number, number, number)).save(photos / f"{number}.png")
+    settings = config(score=kind, images={"source": str(photos), "num_images": None}, untrained=SMALL)
+
+    def trial(name: str, settings: ProxyConfig = settings) -> float:
+        monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "trials" / name))
+        return score(settings, samples[0])
+
+    first = trial("a")
+    assert trial("b") == first
+    (photos / "3.png").rename(tmp_path / "3.png")
+    with pytest.raises(
+        ImagesError, match=r"the 39 images of '.*photos' are not those .* \(40 images\).*; restore them"
+    ):
+        trial("c")
+    (tmp_path / "3.png").rename(photos / "3.png")
+    assert trial("d") == first
+    # Damaged, it is written anew; outside of an experiment nothing is compared.
+    (tmp_path / "trials" / "images.txt").write_bytes(b"\xff")
+    assert trial("e") == first
+    assert sorted(record.status for record in read_records(tmp_path)) == ["failed", *["succeeded"] * 4]
 
 
 def test_references_that_cannot_be_kept_are_said(

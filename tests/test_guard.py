@@ -277,6 +277,41 @@ def test_tensorboard_does_not_listen_everywhere(tmp_path: Path) -> None:
     ]
 
 
+def test_the_files_of_a_trials_output_are_closed(tmp_path: Path) -> None:
+    """With NNI's own way of starting trials, which leaves two files open for each."""
+    source = Path(nni_node.__path__[0]) / "common" / "trial_keeper" / "process.js"
+    made = re.findall(r"(const std(?:out|err) = .*createWriteStream.*;)\n", source.read_text())
+    waited = re.findall(r"(await Promise.all.*'open'.*;)\n", source.read_text())
+    assert (len(made), len(waited)) == (2, 1)
+    (tmp_path / "nni_node").mkdir()
+    script = tmp_path / "nni_node" / "main.js"
+    script.write_text(
+        """
+        const [fs_1, path_1, events_1, child_process_1] = ["fs", "path", "events", "child_process"].map((name) => ({ default: require(name) }));
+        async function start(outputDirectory) {
+            const options = { outputDirectory };
+        LINES
+            const child = child_process_1.default.spawn("sleep 0.2; echo out; echo err >&2", { shell: true, stdio: ["ignore", stdout, stderr] });
+            await events_1.default.once(child, "close");
+        }
+        (async () => {
+            for (let trial = 0; trial < 5; trial++) await start(process.argv[2]);
+            const names = require("fs").readdirSync("/proc/self/fd").map((fd) => {
+                try { return require("fs").readlinkSync("/proc/self/fd/" + fd); } catch { return ""; }
+            });
+            console.log(names.filter((name) => name.includes("trial.std")).length);
+        })();
+        """.replace("LINES", "\n".join(made + waited))
+    )
+    command = [str(NODE), str(script), str(tmp_path)]
+    open_files = {}
+    for name, environment in (("plain", dict(os.environ)), ("guarded", manager_environment())):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=30)
+        open_files[name] = int(done.stdout)
+        assert [(tmp_path / f"trial.std{kind}").read_text() for kind in ("out", "err")] == ["out\n", "err\n"]
+    assert open_files == {"plain": 10, "guarded": 0}
+
+
 def test_other_programs_of_node_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "main.js").write_text(
         SERVER.replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -148,13 +149,17 @@ def test_a_torn_line_and_mistyped_ones_are_left_out(tmp_path: Path) -> None:
     bad = [
         b'{"screen":3,"score":1,"components":{},"genotype":null}\n',
         b'{"screen":{},"score":"high"}\n',
+        b'{"screen":{},"score":true,"components":{},"genotype":null}\n',
+        b'{"screen":{},"score":1,"components":{"params":"many"},"genotype":null}\n',
+        b'{"screen":{},"score":1,"components":{},"genotype":{"normal":3}}\n',
+        b'{"finalist":{},"measured":{"continuity":"high"}}\n',
         b"[\n",
         b"\xff\n",
     ]
     path.write_bytes(b"".join([*lines[:3], *bad, lines[3][:-9]]))
     with pytest.warns(UserWarning, match="is damaged and left out") as caught:
         again = open_log(screener, tmp_path)
-    assert [str(item.message).rpartition("line ")[2][0] for item in caught] == ["4", "5", "6", "7"]
+    assert [re.search(r"line (\d+)", str(item.message))[1] for item in caught] == [str(4 + i) for i in range(len(bad))]
     assert again.screened == 2
     with screener.spread(1, again) as spread:
         assert list(spread(Screener.screen, screener.random(3, seed=0))) == whole

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nni_cssnas.base.files import one_line
+
 __all__ = ["CACHE_VARIABLE", "Blocks", "cache_folder", "locked", "resident"]
 
 CACHE_VARIABLE = "NNI_CSSNAS_CACHE"
@@ -204,8 +206,8 @@ def _read(path: Path, size: int) -> torch.Tensor | None:
         if not os.path.lexists(path):
             return None
         raise
-    except (EOFError, SyntaxError) as error:
-        raise ValueError(str(error) or "no header") from None
+    except Exception as error:  # numpy reads a header as Python's syntax, which fails in many ways
+        raise ValueError(one_line(error) or "no header") from None
     if array is None:
         raise ValueError("not a file")
     if not isinstance(array, np.memmap):
@@ -232,30 +234,40 @@ def _write(path: Path, blocks: Iterator[NDArray[np.uint8]], size: int) -> None:
     try:
         with _usable():
             file = temporary.open("wb")
-        with file:
-            count = 0
-            with _usable():
-                # numpy leaves room for the first number to grow, so the header is put right at the end.
-                start = _write_header(file, count, size)
-            checksum = 0
-            for block in blocks:
-                count += len(block)
-                content = np.ascontiguousarray(block).data
-                checksum = zlib.crc32(content, checksum)
-                with _usable():
-                    file.write(content)
-            with _usable():
-                file.write(_footer(checksum))
-                file.seek(0)
-                if _write_header(file, count, size) != start:
-                    raise OSError("numpy's header changed its length")
-                file.flush()
-                os.fsync(file.fileno())
+        try:
+            _fill(file, blocks, size)
+        except BaseException:
+            # What is still to be written may have no space either.
+            with suppress(OSError):
+                file.close()
+            raise
+        file.close()
         with _usable():
             os.replace(temporary, path)
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _fill(file: Any, blocks: Iterator[NDArray[np.uint8]], size: int) -> None:
+    count = 0
+    with _usable():
+        # numpy leaves room for the first number to grow, so the header is put right at the end.
+        start = _write_header(file, count, size)
+    checksum = 0
+    for block in blocks:
+        count += len(block)
+        content = np.ascontiguousarray(block).data
+        checksum = zlib.crc32(content, checksum)
+        with _usable():
+            file.write(content)
+    with _usable():
+        file.write(_footer(checksum))
+        file.seek(0)
+        if _write_header(file, count, size) != start:
+            raise OSError("numpy's header changed its length")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _footer(checksum: int) -> bytes:

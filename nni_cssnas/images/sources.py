@@ -168,10 +168,14 @@ def _cifar10(config: ImagesConfig, cache_dir: Path | None) -> tuple[dict[str, An
 
 
 def _npz(config: ImagesConfig, path: Path) -> tuple[dict[str, Any], Blocks]:
-    def make() -> Iterator[NDArray[np.uint8]]:
-        return _resized(read_npz(path), config)
+    listed = stamp(path.resolve())
 
-    return {"source": "npz", "file": stamp(path.resolve())}, make
+    def make() -> Iterator[NDArray[np.uint8]]:
+        array = read_npz(path)
+        _refuse_changed(path.parent, (path.name, *listed[1:]))
+        return _resized(array, config)
+
+    return {"source": "npz", "file": listed}, make
 
 
 def read_npz(path: Path) -> NDArray[np.uint8]:
@@ -220,13 +224,18 @@ def _folder(
     wanted = _wanted(len(names), config)
     drawn = [names[index] for index in order[:wanted].tolist()]
 
-    def try_one(name: str, bits: int) -> NDArray[np.uint8] | str:
+    def try_one(listed: tuple[str, int, int], bits: int) -> NDArray[np.uint8] | str:
+        name = listed[0]
+        found: NDArray[np.uint8] | str
         try:
-            return decode.load(folder / name, config.size, bits)
+            found = decode.load(folder / name, config.size, bits)
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-            return f"{name} ({_reason(error)})"
+            found = f"{name} ({_reason(error)})"
+        # After it: the file may change while it is read.
+        _refuse_changed(folder, listed)
+        return found
 
     stamps = [(name, *stamp(folder / name)[1:]) for name in names]
     if wanted >= min_images and wanted * 3 * config.size**2 > config.resident_gb * 2**30:
@@ -236,7 +245,7 @@ def _folder(
         )
         return StreamedImages(
             drawn,
-            lambda position: try_one(_unchanged(folder, stamps[int(order[position])]), bits),
+            lambda position: try_one(stamps[int(order[position])], bits),
             hashlib.sha256(content.encode()).hexdigest(),
             threads(),
         )
@@ -248,7 +257,7 @@ def _folder(
         count = position = 0
         with ThreadPoolExecutor(threads()) as pool:
             while count < wanted and position < len(order):
-                some = [names[index] for index in order[position : position + min(block, wanted - count)].tolist()]
+                some = [stamps[index] for index in order[position : position + min(block, wanted - count)].tolist()]
                 position += len(some)
                 with warnings.catch_warnings():
                     # Pillow warns of what it then raises or mends; one warning of ours names the files.
@@ -276,13 +285,13 @@ def _folder(
     return {"source": "folder", "folder": str(folder.resolve()), "files": stamps}, make
 
 
-def _unchanged(folder: Path, before: tuple[str, int, int]) -> str:
-    """The name of a file that is still the one that was listed.
+def _refuse_changed(folder: Path, before: tuple[str, int, int]) -> None:
+    """Refuse a file that is no longer the one that was listed.
 
     Raises
     ------
     ImagesError
-        If it is not: a search on a mixture of two sets of images could not be repeated.
+        If it is another, or gone: a search on a mixture of two sets of images could not be repeated.
     """
     name = before[0]
     now = stamp(folder / name)[1:]
@@ -291,7 +300,6 @@ def _unchanged(folder: Path, before: tuple[str, int, int]) -> str:
         raise ImagesError(
             f"{folder / name} {what} while the images are in use; start again with the images as they are now"
         )
-    return name
 
 
 def _unlabelled(folder: Path) -> Listing:

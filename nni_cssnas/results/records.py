@@ -115,6 +115,8 @@ class TrialRecord:
             If the file is damaged, or a value has another type than a trial writes.
         """
         try:
+            if not path.is_file():  # opening a pipe would wait for ever
+                raise ValueError("it is no file")
             data = json.loads(path.read_text(encoding="utf-8"))
             known = {item.name for item in fields(cls)}
             text = json.dumps({key: data[key] for key in data if key in known})
@@ -155,7 +157,11 @@ def read_records(folder: Path) -> list[TrialRecord]:
 
 
 def _find(folder: Path) -> Iterator[Path]:
-    yield from sorted(folder.rglob(RECORD_NAME))
+    # Path.rglob passes over links that lead nowhere.
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        if RECORD_NAME in files or RECORD_NAME in folders:
+            yield Path(parent, RECORD_NAME)
 
 
 def write_atomically(path: Path, text: str) -> None:

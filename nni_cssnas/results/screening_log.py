@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from nni_cssnas.errors import ExperimentError
+from nni_cssnas.errors import ExperimentError, GenotypeError
+from nni_cssnas.genotype import Genotype
 
 __all__ = ["LOG_NAME", "ScreeningLog"]
 
@@ -142,17 +143,30 @@ class ScreeningLog:
 
 def _is_row(row: Mapping[str, Any]) -> bool:
     if "screen" in row:
-        fields: tuple[tuple[str, Any], ...] = (
-            ("screen", dict),
-            ("score", (int, float, type(None))),
-            ("components", dict),
-            ("genotype", (dict, type(None))),
+        return (
+            isinstance(row["screen"], dict)
+            and {"score", "genotype"} <= row.keys()
+            and _are_numbers([row["score"]])
+            and isinstance(row.get("components"), dict)
+            and _are_numbers(row["components"].values())
+            and _is_genotype(row["genotype"])
         )
-    elif "finalist" in row:
-        fields = (("finalist", dict), ("measured", dict))
-    else:
-        fields = (("screening", dict),)
-    return all(isinstance(row.get(name), kind) for name, kind in fields)
+    if "finalist" in row:
+        measured = row.get("measured")
+        return isinstance(row["finalist"], dict) and isinstance(measured, dict) and _are_numbers(measured.values())
+    return isinstance(row.get("screening"), dict)
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    """Whether they are what :mod:`nni_cssnas.screening` measures: numbers, and None for what is not finite."""
+    return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
+
+
+def _is_genotype(value: Any) -> bool:
+    try:
+        return value is None or bool(Genotype.from_dict(value))
+    except GenotypeError:
+        return False
 
 
 def _difference(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

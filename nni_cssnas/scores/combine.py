@@ -7,6 +7,7 @@ architecture has the same score whenever it is asked.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from bisect import bisect_left
@@ -194,14 +195,12 @@ class ReferenceSet:
 
     def to_json(self) -> str:
         """JSON that :meth:`from_json` reads back to the last bit."""
-        return json.dumps(
-            {
-                "key": self.key,
-                "weights": dict(self.weights),
-                "values": {name: list(column) for name, column in self.values.items()},
-            },
-            indent=1,
-        )
+        content = {
+            "key": self.key,
+            "weights": dict(self.weights),
+            "values": {name: list(column) for name, column in self.values.items()},
+        }
+        return json.dumps({"checksum": _checksum(content), **content}, indent=1)
 
     @classmethod
     def from_json(cls, text: str, key: str | None = None) -> ReferenceSet:
@@ -210,17 +209,24 @@ class ReferenceSet:
         Raises
         ------
         ConfigError
-            If the text is not a reference set, or ``key`` is given and it was drawn for another.
+            If the text is not a reference set, a digit of it has changed, or ``key`` is given and it was drawn for another.
         """
         try:
             data: Any = json.loads(text)
+            if data.pop("checksum") != _checksum(data):
+                raise ValueError("wrong checksum")
             values = {str(name): tuple(map(float, column)) for name, column in data["values"].items()}
             weights = {str(name): float(weight) for name, weight in data["weights"].items()}
             found = str(data["key"])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ConfigError(f"not a reference set: {error}; delete the file and it will be drawn again") from None
         if key is not None and found != key:
             raise ConfigError(
                 f"the reference set was drawn for {found!r}, not for {key!r}; delete the file and it will be drawn again"
             )
         return cls(values, weights, found)
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """Of the contents of a reference set's file; a changed digit would change every score without a word."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

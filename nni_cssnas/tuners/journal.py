@@ -11,10 +11,12 @@ A session is one life of the tuner's process; NNI may give the same number to di
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ class Journal:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.session = 0
-        self._cut = False
+        self._waiting = b""  # lines that could not be written
         self._found: dict[str, Entry] = {}  # by their parameters
         self._names: dict[tuple[int, int], str] = {}  # session and id -> key of the parameters
         if path is not None and path.exists():
@@ -102,18 +104,21 @@ class Journal:
     def _write(self, event: dict[str, Any]) -> None:
         if self.path is None:
             return
-        line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        is_first = not self._waiting
+        self._waiting += json.dumps(event, separators=(",", ":")).encode() + b"\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab", buffering=0) as file:
-                # After a line that was cut (a full disk), this one must not be glued to it.
-                file.write(b"\n" + line if self._cut else line)
-            self._cut = False
+            _append(self.path, self._waiting)
+            self._waiting = b""
         except OSError as error:
             # An exception in a tuner hangs the experiment; one that cannot be resumed is better.
-            if not self._cut:
-                _logger.error("%s cannot be written (%s): resuming will not know of what follows", self.path, error)
-            self._cut = True
+            if is_first:
+                _logger.error(
+                    "%s cannot be written (%s): what follows is written as soon as there is space; a tuner that is "
+                    "restarted before that will not know of it",
+                    self.path,
+                    error,
+                )
 
     def _read(self, path: Path) -> None:
         data = path.read_bytes()
@@ -129,6 +134,19 @@ class Journal:
                 continue
             self._take(event)
             self.session = max(self.session, event.get("session", 0) + 1)
+
+
+def _append(path: Path, data: bytes) -> None:
+    """All of the data or, where there is no space for it, nothing: no line is cut."""
+    with path.open("ab", buffering=0) as file:
+        start = file.tell()
+        try:
+            if file.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                file.truncate(start)
+            raise
 
 
 def _key(parameters: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -72,7 +73,8 @@ def test_writing_to_the_tensor_reaches_nobody(make, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["short", "long", "empty", "garbage", "dtype", "shape", "size", "pickle", "bit", "checksum", "pipe"]
+    "damage",
+    ["short", "long", "empty", "garbage", "dtype", "shape", "size", "pickle", "bit", "header", "checksum", "pipe"],
 )
 def test_a_damaged_file_is_made_again(make, tmp_path, damage):
     get(make, tmp_path)
@@ -86,6 +88,8 @@ def test_a_damaged_file_is_made_again(make, tmp_path, damage):
         # A pixel in the middle of the file, and the end of it.
         position = len(content) // 2 if damage == "bit" else len(content) - 3
         path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+    elif damage == "header":
+        path.write_bytes(content.replace(b"}", b"{", 1))  # numpy's own error for it is neither of value nor of syntax
     elif damage == "pipe":
         path.unlink()
         os.mkfifo(path)
@@ -176,6 +180,19 @@ def test_a_full_disk(make, tmp_path, monkeypatch):
     assert np.array_equal(images.numpy(), make.images)
     assert not list(tmp_path.glob("*.npy"))
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+@pytest.mark.parametrize("space", [0, 100, 900, 1900])
+def test_a_disk_that_is_full_at_any_byte(make, tmp_path, space):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (space, limits[1]))
+    try:
+        with pytest.warns(UserWarning, match=r"cannot be kept.*NNI_CSSNAS_CACHE"):
+            images = get(make, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert np.array_equal(images.numpy(), make.images)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_finished_file_needs_no_write_access(make, tmp_path, monkeypatch):

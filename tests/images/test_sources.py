@@ -19,7 +19,7 @@ from PIL import Image
 
 from nni_cssnas.config import ImagesConfig
 from nni_cssnas.errors import CssnasError, ImagesError
-from nni_cssnas.images import decode, tiles
+from nni_cssnas.images import decode, sources, tiles
 from nni_cssnas.images.sources import load_images
 
 
@@ -553,6 +553,44 @@ def test_a_changed_folder_is_noticed(numbered):
     flat(numbered.parent / "copy" / "01.png", 55)
     assert levels(load(numbered.parent / "copy"))[0] == 55
     assert levels(load(numbered))[0] == 77
+
+
+@pytest.mark.parametrize("change", ["gone", "changed", "replaced"])
+def test_a_file_that_changes_while_the_folder_is_decoded_is_said(numbered, monkeypatch, change):
+    real, calls = decode.load, []
+
+    def late(path, *rest):
+        calls.append(path)
+        if path.name == "07.png" and change == "gone":
+            path.unlink()
+        elif path.name == "07.png":
+            flat(numbered / f"{change}.tmp.png", 200)
+            (numbered / f"{change}.tmp.png").replace(path) if change == "replaced" else flat(path, 200)
+        return real(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "load", late)
+        with pytest.raises(ImagesError, match=r"07\.png (is gone|was changed) while the images are in use"):
+            load(numbered)
+    assert calls
+    # Nothing of the mixture was kept.
+    assert levels(load(numbered))[:6] == list(range(6))
+
+
+def test_an_npz_that_is_replaced_while_it_is_read_is_said(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=np.zeros((3, 16, 16, 3), np.uint8))
+    real = sources.read_npz
+
+    def late(path):
+        np.savez(path, images=np.ones((4, 16, 16, 3), np.uint8))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "read_npz", late)
+        with pytest.raises(ImagesError, match=r"a\.npz was changed while the images are in use"):
+            load(path)
+    assert load(path).shape[0] == 4
 
 
 def test_another_size_is_another_entry(numbered):

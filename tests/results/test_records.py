@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import warnings
 from dataclasses import asdict, fields
@@ -38,6 +39,22 @@ def test_a_damaged_record_is_named_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / RECORD_NAME).write_text('{"experiment": "e", ')
     with pytest.warns(UserWarning, match=r"b/record\.json"):
+        records = read_records(tmp_path)
+    assert [item.sequence for item in records] == [1]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to itself", "dangling link"])
+def test_what_is_no_file_is_named_and_left_out(kind: str, tmp_path: Path) -> None:
+    record(1, 0.5).write(tmp_path / "a")
+    path = tmp_path / "b" / RECORD_NAME
+    path.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if kind == "link to itself" else "elsewhere")
+    with pytest.warns(UserWarning, match=r"b/record\.json: it is no file"):
         records = read_records(tmp_path)
     assert [item.sequence for item in records] == [1]
 

@@ -124,6 +124,7 @@ def test_errors_say_what_is_wrong() -> None:
         reference.score({"b": 1.0})
     with pytest.raises(ConfigError, match="drawn for 'this', not for 'that'"):
         ReferenceSet.from_json(reference.to_json(), key="that")
-    for text in ("", "[]", "{}", json.dumps({"values": {"a": "x"}, "weights": {}, "key": ""})):
+    changed = json.loads(reference.to_json()) | {"weights": {"a": 0.25}}
+    for text in ("", "[]", "{}", json.dumps({"values": {"a": "x"}, "weights": {}, "key": ""}), json.dumps(changed)):
         with pytest.raises(ConfigError, match="not a reference set"):
             ReferenceSet.from_json(text)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import resource
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -201,8 +202,25 @@ def test_a_full_disk_does_not_end_the_search(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
-        run(made, range(3, 6))
+        meanwhile = run(made, range(3, 6))
     assert len([record for record in caplog.records if "No space left" in record.message]) == 1
     after = run(made, range(6, 8))
     known = [entry.parameters for entry in Journal(folder / NAME).entries]
-    assert known == [*before, *after]
+    assert known == [*before, *meanwhile, *after]
+
+
+def test_what_a_full_disk_has_no_space_for_is_written_later_and_cuts_no_line(folder: Path) -> None:
+    made = tuner()
+    run(made, range(3))
+    path = folder / NAME
+    whole = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # A write takes what there is space for, and only the next one fails.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 30, limits[1]))
+    try:
+        run(made, range(3, 6))
+        assert path.read_bytes() == whole
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    run(made, range(6, 8))
+    assert history(tuner()) == history(made)

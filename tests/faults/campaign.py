@@ -1,0 +1,42 @@
+"""Inject faults by a fixed seed and ask after each whether anything was lost, repeated, swapped, hung or unclear.
+
+python tests/faults/campaign.py --faults 1000 --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import image_faults
+import text_faults
+from counting import Campaign
+
+LONG = 1000
+"""Faults of the long campaign, about; the sizes of the groups are those of that."""
+
+
+def run(faults: int, seed: int, folder: Path, *, running: bool = True) -> Campaign:
+    """A campaign of about so many faults."""
+    campaign = Campaign(folder, seed)
+    scale = faults / LONG
+    text_faults.inject_all(campaign, scale)
+    image_faults.inject_all(campaign, scale)
+    return campaign
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--faults", type=int, default=LONG, help="about so many (default: 1000)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        campaign = run(options.faults, options.seed, Path(folder))
+    print(campaign.table())
+    return 1 if campaign.bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
