@@ -329,6 +329,7 @@ class Proxy:
         config = self.config
         parts = {
             "space": self.references.key,
+            "classifier": config.space.classifier,
             "images": fingerprint(self.images),
             "views": config.views.model_dump(mode="json"),
             "size": self.size,
