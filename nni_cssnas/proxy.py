@@ -335,6 +335,7 @@ class Proxy:
         config = self.config
         parts = {
             "space": self.references.key,
+            "classifier": config.space.classifier,
             "images": self.images_key,
             "views": config.views.model_dump(mode="json"),
             "size": self.size,

@@ -101,6 +101,30 @@ def test_after_ctrl_c_the_same_command_ends_with_the_same_table(
         assert Path("found", name).read_bytes() == Path("whole", name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"my": "only copy"}',
+        '{"screen": {"a": 1}, "score": 1.0, "components": {}, "genotype": null}\n',
+        '{"screening": {"seed": 1}}\n{"screen": {"a"',
+    ],
+)
+def test_a_file_that_is_refused_stays_as_it_is(text: str, tmp_path: Path) -> None:
+    path = tmp_path / LOG_NAME
+    path.write_text(text)
+    with pytest.raises(ExperimentError, match="or use --force"):
+        ScreeningLog.open(path, {"seed": 0})
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", '{"scr', '{"screening": {"seed": 0'])
+def test_a_log_that_was_cut_in_its_first_line_begins_anew(text: str, tmp_path: Path) -> None:
+    path = tmp_path / LOG_NAME
+    path.write_text(text)
+    ScreeningLog.open(path, {"seed": 0})
+    assert json.loads(path.read_text()) == {"screening": {"seed": 0}}
+
+
 def test_more_of_the_same_search_screens_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     run("screen", "proxy.yml", "--num", "3", "--workers", "1")
     run("screen", "proxy.yml", "--num", "5", "--workers", "1")

@@ -43,6 +43,25 @@ def check(tmp_path: Path) -> Check:
     return run
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m nni_cssnas.trial proxy.yml 2>&1 | tee log",
+        "python -m nni_cssnas.trial && echo done",
+        "python -m nni_cssnas.trial proxy.yml; echo done",
+        "python -m nni_cssnas.trial 2> log",
+        "python -mnni_cssnas.trial 'proxy.yml' # a note",
+        "(cd . && python -m nni_cssnas.trial proxy.yml)",
+        "bash -c 'python -m nni_cssnas.trial proxy.yml'",
+    ],
+)
+def test_the_proxy_of_a_shells_command(command: str, check: Check, tmp_path: Path) -> None:
+    check(trialCommand=command)
+    proxy = check_experiment(tmp_path / "experiment.yml").proxy
+    assert proxy is not None
+    assert proxy.score == "contrastive"
+
+
 def test_a_good_experiment_is_accepted(check: Check) -> None:
     assert check() == 16
     assert check(maxTrialNumber=None) is None
@@ -186,6 +205,13 @@ def test_a_tuner_of_the_users_own(check: Check, tmp_path: Path) -> None:
         ({"trialCommand": None}, "NNI refuses it: .*trial_command"),
         ({"trainingService": {"platform": "lokal"}}, "NNI refuses it"),
         ({"tuner": None}, "NNI refuses it: .*tuner must be set"),
+        ({"trialCodeDirectory": "~nobody-of-that-name/x"}, "trialCodeDirectory is '~nobody"),
+        ({"experimentWorkingDirectory": "x" * 3000}, "experimentWorkingDirectory is .*too long"),
+        ({"searchSpaceFile": "a\0b"}, "searchSpaceFile"),
+        ({"maxExperimentDuration": [1]}, r"maxExperimentDuration is \[1\]"),
+        ({"tuner": {**GOOD["tuner"], "codeDirectory": "~nobody-of-that-name"}}, "codeDirectory of the tuner is"),
+        ({"tuner": {**GOOD["tuner"], "classArgs": {1: 2}}}, "its key 1 is not a text"),
+        ({"tuner": {**GOOD["tuner"], "classArgs": {"screen": 3}}}, "screen is 3; it must be a mapping"),
         ({"advisor": {"className": "nni_cssnas.tuners.hyperband.Hyperband"}}, "You should only set"),
     ],
 )  # fmt: skip
@@ -193,6 +219,15 @@ def test_settings_that_nni_answers_with_a_traceback(settings: dict[str, Any], me
     with pytest.raises(ConfigError, match=message) as caught:
         check(**settings)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_tuner_that_passes_its_arguments_on(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "passing_tuner.py").write_text("class Passing:\n    def __init__(self, **arguments): pass\n")
+    tuner: dict[str, Any] = {"className": "passing_tuner.Passing", "codeDirectory": "."}
+    check(tuner=tuner)
+    check(tuner={**tuner, "classArgs": {"optimize_mode": "maximize"}})
+    with pytest.raises(ConfigError, match=r"optimize_mode of tuner .* is 'minimize'"):
+        check(tuner={**tuner, "classArgs": {"optimize_mode": "minimize"}})
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from nni_cssnas import CellSpace
+from nni_cssnas.config import ProxyConfig
+from nni_cssnas.proxy import Proxy, References
 from nni_cssnas.spaces import identity
 from nni_cssnas.spaces.identity import MEASURED_BY, own_sources, space_key
 
@@ -105,3 +108,42 @@ def test_our_own_code_is_part_of_the_references_key(monkeypatch: pytest.MonkeyPa
     (tmp_path / "scores" / "new.py").write_text("")
     monkeypatch.setattr(identity, "PACKAGE", tmp_path)
     assert own_sources.__wrapped__() != before
+
+
+INTERACTIVE = """
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from torch import nn
+
+class Layer(nn.Module):
+    def forward(self, images):
+        return images * {factor} if images.dtype in {{torch.float32, torch.float64}} else images
+
+class Own(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.stem = Layer()
+        self.body = LayerChoice([nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, {kernel})], label="body")
+"""
+
+
+def test_a_space_of_a_notebook_is_known_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))  # it has no file
+
+    def key(factor: int = 2, kernel: int = 5) -> str:
+        names: dict[str, Any] = {"__name__": "__main__"}
+        exec(INTERACTIVE.format(factor=factor, kernel=kernel), names)
+        return space_key(names["Own"]())
+
+    assert key() == key()
+    assert key(kernel=7) != key()
+    assert key(factor=3) != key()  # only a layer's code
+
+
+def test_the_layer_of_the_logits_is_part_of_the_references_key() -> None:
+    def key(classifier: str | None) -> str:
+        config = ProxyConfig(images={"max_images": 64}, space={"classifier": classifier})
+        return Proxy(config, References("space", lambda seed: iter(())))._reference_key()
+
+    assert key(None) == key(None)
+    assert len({key(None), key(""), key("classifier")}) == 3
