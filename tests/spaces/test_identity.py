@@ -35,50 +35,63 @@ from torch import nn
 def block(w_in, w_out):
     return nn.Conv2d(w_in, w_out, {kernel})
 """
-ASK = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import space_x; from nni_cssnas.spaces.identity import space_key\n"
-    "print(space_key(space_x.Own(**eval(sys.argv[2]))))"
-)
+ASK = """
+import json, sys
+from nni_cssnas.spaces.identity import space_key
+for folder, arguments in json.loads(sys.argv[1]):
+    sys.path.insert(0, folder)
+    import space_x, layers_x
+    print(space_key(space_x.Own(**eval(arguments))))
+    sys.path.remove(folder)
+    del sys.modules["space_x"], sys.modules["layers_x"]
+"""
 
 
-def asked(folder: Path, arguments: str = "{}") -> str:
-    """The key of the space in ``folder``, as another process sees it."""
-    command = [sys.executable, "-W", "ignore", "-c", ASK, str(folder), arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+def asked(*spaces: tuple[Path, str]) -> list[str]:
+    """The keys of the spaces in these folders, made with these arguments, as another process sees them."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        ASK,
+        json.dumps([(str(folder), given) for folder, given in spaces]),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-len(spaces) :]
+
+
+def written(folder: Path, kernel: int = 5, layer: int = 1, more: str = "") -> Path:
+    folder.mkdir()
+    (folder / "space_x.py").write_text(SPACE.format(layers="layers_x", kernel=kernel))
+    (folder / "layers_x.py").write_text(LAYERS.format(kernel=layer) + more)
+    return folder
 
 
 @pytest.mark.slow
 def test_an_edited_space_has_another_key(tmp_path: Path) -> None:
-    def write(kernel: int = 5, layer: int = 1) -> None:
-        (tmp_path / "space_x.py").write_text(SPACE.format(layers="layers_x", kernel=kernel))
-        (tmp_path / "layers_x.py").write_text(LAYERS.format(kernel=layer))
-
-    write()
-    first = asked(tmp_path)
-    assert asked(tmp_path) == first
-    assert asked(tmp_path, "{'width': 16}") != first
-    write(kernel=7)  # the candidates have the same numbers
-    assert asked(tmp_path) != first
-    write(layer=3)  # only a module that the space's imports
-    assert asked(tmp_path) != first
-    write()
-    (tmp_path / "unrelated.py").write_text("x = 1\n")
-    assert asked(tmp_path) == first
+    first = written(tmp_path / "first")
+    same = written(tmp_path / "same")
+    (same / "unrelated.py").write_text("x = 1\n")
+    others = [
+        (first, "{'width': 16}"),
+        (written(tmp_path / "candidates", kernel=7), "{}"),  # the candidates have the same numbers
+        (written(tmp_path / "layers", layer=3), "{}"),  # only a module that the space's imports
+    ]
+    spaces = [(first, "{}"), (same, "{}"), *others]
+    keys = asked(*spaces)
+    assert keys == asked(*spaces)
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
 
 
 @pytest.mark.slow
 def test_an_object_among_the_arguments_has_no_address_in_the_key(tmp_path: Path) -> None:
-    (tmp_path / "space_x.py").write_text(SPACE.format(layers="layers_x", kernel=5))
-    (tmp_path / "layers_x.py").write_text(
-        LAYERS.format(kernel=1) + "class Act:\n    def __init__(self, a): self.a = a\n"
-    )
-
-    def key(value: int) -> str:
-        return asked(tmp_path, f"{{'activation': __import__('layers_x').Act({value})}}")
-
-    assert " at 0x" not in key(1)
-    assert key(1) == key(1)
-    assert key(1) != key(2)
+    folder = written(tmp_path / "x", more="class Act:\n    def __init__(self, a): self.a = a\n")
+    spaces = [(folder, f"{{'activation': layers_x.Act({value})}}") for value in (1, 1, 2)]
+    keys = asked(*spaces)
+    assert " at 0x" not in keys[0]
+    assert keys[0] == keys[1] != keys[2]
+    assert keys == asked(*spaces)
 
 
 def test_plain_values() -> None:
