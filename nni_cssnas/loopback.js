@@ -8,7 +8,6 @@ const fs = require("fs");
 const http = require("http");
 const net = require("net");
 const path = require("path");
-const fs = require("fs");
 const childProcess = require("child_process");
 
 const LITTLE_ENDIAN = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
