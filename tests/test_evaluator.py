@@ -305,3 +305,21 @@ def test_whoever_waits_for_the_references_is_told(tmp_path: Path) -> None:
     assert len(proxy.reference_set) == 8
     other.join()
     assert told == [-1, *range(9)]
+
+
+def test_references_that_cannot_be_kept_are_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nni_cssnas.proxy.write_atomically", full)
+    settings = config(score="untrained", untrained=SMALL)
+    done: list[int] = []
+    proxy = Proxy(
+        settings,
+        references_of(CellSpace(**ARGUMENTS), settings),
+        cache_dir=tmp_path,
+        on_references=lambda number, total: done.append(number),
+    )
+    with pytest.warns(UserWarning, match="No space left on device"):
+        assert len(next(iter(proxy.reference_set.values.values()))) == SMALL["references"]
+    assert done == list(range(SMALL["references"] + 1))
