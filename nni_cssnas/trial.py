@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -63,7 +64,8 @@ def _evaluate(path: str) -> int:
     except BaseException as error:
         from nni_cssnas.errors import CssnasError
 
-        _keep(error, parameters)
+        with suppress(CssnasError, OSError):  # as on a full disk: the trial's own error is told below
+            _keep(error, parameters)
         if not isinstance(error, CssnasError):
             raise
         # The whole story is in error.txt beside the record; this line is what trial.stderr shows first.

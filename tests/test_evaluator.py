@@ -19,6 +19,7 @@ from nni_cssnas import CellSpace, ProxyConfig, ProxyEvaluator
 from nni_cssnas.errors import ConfigError, DeviceError, DivergenceError, ExperimentError, ImagesError, SpaceError
 from nni_cssnas.images.cache import locked
 from nni_cssnas.proxy import Proxy, candidate_seed, references_of
+from nni_cssnas.results import records
 from nni_cssnas.results.records import read_records
 from nni_cssnas.spaces import random_parameters
 
@@ -323,3 +324,22 @@ def test_references_that_cannot_be_kept_are_scored_once(tmp_path: Path, monkeypa
     with pytest.warns(UserWarning, match="No space left on device"):
         assert len(next(iter(proxy.reference_set.values.values()))) == SMALL["references"]
     assert done == list(range(SMALL["references"] + 1))
+
+
+@pytest.mark.parametrize("writes", [1, 4])
+def test_on_a_full_disk_a_trial_says_so_and_nothing_else(
+    writes: int, samples: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = records.write_atomically
+    calls = 0
+
+    def full(path: Path, text: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= writes:
+            raise OSError(28, "No space left on device")
+        real(path, text)
+
+    monkeypatch.setattr(records, "write_atomically", full)
+    with pytest.raises(ExperimentError, match=r"cannot write the trial's record .*No space left"):
+        score(config(), samples[0], tmp_path)
