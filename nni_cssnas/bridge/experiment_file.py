@@ -47,11 +47,12 @@ Settings = Mapping[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Checked:
     """What :func:`check_experiment` read: the number of ``trials`` (None: no limit), the ``proxy.yml`` of the trials (None if
-    they are not this package's), and their ``code_directory``."""
+    they are not this package's), their ``code_directory``, and whether they run on this machine (``local``)."""
 
     trials: int | None
     proxy: ProxyConfig | None
     code_directory: Path
+    local: bool
 
 
 def check_experiment(config: Path) -> Checked:
@@ -81,7 +82,8 @@ def check_experiment(config: Path) -> Checked:
     _check_gpus(settings)
     _check_by_nni(raw, config)
     number = settings.get("maxtrialnumber")
-    return Checked(number if isinstance(number, int) else None, proxy, _code_directory(settings, config.parent))
+    local = _local_service(settings) is not None
+    return Checked(number if isinstance(number, int) else None, proxy, _code_directory(settings, config.parent), local)
 
 
 def count_gpus() -> int:
@@ -266,10 +268,16 @@ def _check_kind(name: str, choice: Mapping[str, Any], tuner: str) -> None:
         )
 
 
-def _check_gpus(settings: Settings) -> None:
+def _local_service(settings: Settings) -> Settings | None:
+    """The ``trainingService`` if it is this machine; None if trials run elsewhere."""
     service = settings.get("trainingservice")
-    local = _plain(service) if isinstance(service, dict) else {}
-    if str(local.get("platform", "")) != "local":
+    plain = _plain(service) if isinstance(service, dict) else {}
+    return plain if plain.get("platform") == "local" else None
+
+
+def _check_gpus(settings: Settings) -> None:
+    local = _local_service(settings)
+    if local is None:
         return  # the GPUs are another machine's
     number = local.get("trialgpunumber", settings.get("trialgpunumber"))
     if number is None or number == 0:
