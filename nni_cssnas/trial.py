@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nni_cssnas.messages import one_line
+from nni_cssnas.messages import warning_line
 
 if TYPE_CHECKING:
     from nni_cssnas.proxy import ProxyResult
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for number in SIGNALS:
         signal.signal(number, _interrupt)
-    warnings.formatwarning = one_line
+    warnings.formatwarning = warning_line
     try:
         return _evaluate(options.config)
     except KeyboardInterrupt:

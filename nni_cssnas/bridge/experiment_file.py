@@ -252,7 +252,7 @@ def _read_search_space(path: Path) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(f"searchSpaceFile: {path} is neither JSON nor YAML: {reason}") from None
 
 
@@ -319,7 +319,7 @@ def _check_by_nni(raw: Mapping[str, Any], config: Path) -> None:
         finally:
             utils.unset_base_path()
     except Exception as error:
-        reason = " ".join(str(error).split()) or "a value that it does not allow"
+        reason = one_line(error) or "a value that it does not allow"
         raise ConfigError(f"{config}: NNI refuses it: {reason}{_misspelt(raw)}") from None
 
 
@@ -479,7 +479,7 @@ def _signature(algorithm: _Algorithm) -> inspect.Signature | None:
         with _importable(algorithm.folder):
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         if algorithm.shown == algorithm.class_name:
             remedy = f"its module must be installed or lie in codeDirectory ({algorithm.folder})"
         else:
