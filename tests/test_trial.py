@@ -68,7 +68,10 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
     [
         ("untrained: {references: 4}", "ConfigError: proxy.yml: untrained: references is 4"),
         ("space: {name: 'no_such_module_x:Space'}", "SpaceError: space 'no_such_module_x:Space'"),
-        ("space: {name: 'broken_x:Space'}", "ZeroDivisionError"),
+        (
+            "space: {name: 'broken_x:Space'}",
+            "SpaceError: space 'broken_x:Space': module 'broken_x' fails: ZeroDivisionError",
+        ),
     ],
 )
 def test_every_trial_that_began_has_a_record(proxy: str, message: str, tmp_path: Path) -> None:

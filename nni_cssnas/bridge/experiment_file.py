@@ -47,11 +47,12 @@ Settings = Mapping[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Checked:
     """What :func:`check_experiment` read: the number of ``trials`` (None: no limit), the ``proxy.yml`` of the trials (None if
-    they are not this package's), and their ``code_directory``."""
+    they are not this package's), their ``code_directory``, and whether they run on this machine (``local``)."""
 
     trials: int | None
     proxy: ProxyConfig | None
     code_directory: Path
+    local: bool
 
 
 def check_experiment(config: Path) -> Checked:
@@ -81,7 +82,8 @@ def check_experiment(config: Path) -> Checked:
     _check_gpus(settings)
     _check_by_nni(raw, config)
     number = settings.get("maxtrialnumber")
-    return Checked(number if isinstance(number, int) else None, proxy, _code_directory(settings, config.parent))
+    local = _local_service(settings) is not None
+    return Checked(number if isinstance(number, int) else None, proxy, _code_directory(settings, config.parent), local)
 
 
 def count_gpus() -> int:
@@ -250,7 +252,7 @@ def _read_search_space(path: Path) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(f"searchSpaceFile: {path} is neither JSON nor YAML: {reason}") from None
 
 
@@ -266,10 +268,16 @@ def _check_kind(name: str, choice: Mapping[str, Any], tuner: str) -> None:
         )
 
 
-def _check_gpus(settings: Settings) -> None:
+def _local_service(settings: Settings) -> Settings | None:
+    """The ``trainingService`` if it is this machine; None if trials run elsewhere."""
     service = settings.get("trainingservice")
-    local = _plain(service) if isinstance(service, dict) else {}
-    if str(local.get("platform", "")) != "local":
+    plain = _plain(service) if isinstance(service, dict) else {}
+    return plain if plain.get("platform") == "local" else None
+
+
+def _check_gpus(settings: Settings) -> None:
+    local = _local_service(settings)
+    if local is None:
         return  # the GPUs are another machine's
     number = local.get("trialgpunumber", settings.get("trialgpunumber"))
     if number is None or number == 0:
@@ -311,7 +319,7 @@ def _check_by_nni(raw: Mapping[str, Any], config: Path) -> None:
         finally:
             utils.unset_base_path()
     except Exception as error:
-        reason = " ".join(str(error).split()) or "a value that it does not allow"
+        reason = one_line(error) or "a value that it does not allow"
         raise ConfigError(f"{config}: NNI refuses it: {reason}{_misspelt(raw)}") from None
 
 
@@ -471,7 +479,7 @@ def _signature(algorithm: _Algorithm) -> inspect.Signature | None:
         with _importable(algorithm.folder):
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         if algorithm.shown == algorithm.class_name:
             remedy = f"its module must be installed or lie in codeDirectory ({algorithm.folder})"
         else:

@@ -13,6 +13,7 @@ from nni.tools.package_utils.config_manager import get_all_algo_meta
 
 from nni_cssnas.bridge import experiment_file
 from nni_cssnas.bridge.experiment_file import check_experiment, count_gpus
+from nni_cssnas.cli import experiments, watching
 from nni_cssnas.errors import ConfigError
 
 GOOD: dict[str, Any] = {
@@ -395,3 +396,16 @@ def test_a_home_that_cannot_be_written_is_named(check: Check, tmp_path: Path, mo
         ConfigError, match=r"its default is .*home/nni-experiments, but .*home is a file; name a folder"
     ):
         check()
+
+
+def test_images_and_device_of_other_machines_are_not_looked_at_here(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Any] = []
+    monkeypatch.setattr(experiments, "_rehearse", lambda *given: looked.append(given))
+    monkeypatch.setattr(watching, "follow", lambda start, **settings: None)
+    machine = {"host": "192.0.2.1", "user": "somebody", "password": "x"}
+    for service, expected in (({"platform": "remote", "machineList": [machine]}, 0), ({"platform": "local"}, 1)):
+        check(proxy="images: {source: /on/another/machine}", trainingService=service, nniManagerIp="192.0.2.2")
+        experiments.run(tmp_path / "experiment.yml")
+        assert len(looked) == expected
