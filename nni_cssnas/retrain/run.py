@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import logging
 import platform
@@ -71,6 +72,10 @@ WRITTEN = (
 
 # They change where and how fast, not what is trained.
 ELSEWHERE = {"device", "devices", "strategy", "workers", "resident_gb"}
+
+
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+"""A full disk, a quota, and what may not be written."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ def retrain(
     SpaceError
         If the network does not fit the images.
     CheckpointError
-        If no checkpoint of the run is whole.
+        If no checkpoint of the run is whole, or ``out`` cannot be written.
     DivergenceError
         If the loss becomes NaN.
     DeviceError
@@ -196,18 +201,18 @@ def retrain(
             )
         )
         del spent
-    _open(out, identity, force=force)
-
-    pretrained = None
-    if pretraining is not None:
-        pretrained = pretrain(architecture, config, others, out, on_epoch=on_pretrain_epoch)
-    module = make_module(architecture, config, data, train=train, pretrained=pretrained)
-    mean, std = normalisation(config, data)
-    records = Records(out, Weights(architecture, shape, {}, mean, std, data.classes), on_epoch)
-    start = newest_checkpoint(out / "checkpoints")
-    _fit(module, LabelledData(train, data.val, config), records, config, start, out, tensorboard, progress_bar)
-    costs = _costs(module.network, config.size)
-    return _finish(out, records, architecture, config, data, train, costs, pretrained is not None)
+    with _writing(out):
+        _open(out, identity, force=force)
+        pretrained = None
+        if pretraining is not None:
+            pretrained = pretrain(architecture, config, others, out, on_epoch=on_pretrain_epoch)
+        module = make_module(architecture, config, data, train=train, pretrained=pretrained)
+        mean, std = normalisation(config, data)
+        records = Records(out, Weights(architecture, shape, {}, mean, std, data.classes), on_epoch)
+        start = newest_checkpoint(out / "checkpoints")
+        _fit(module, LabelledData(train, data.val, config), records, config, start, out, tensorboard, progress_bar)
+        costs = _costs(module.network, config.size)
+        return _finish(out, records, architecture, config, data, train, costs, pretrained is not None)
 
 
 # ---- before the training --------------------------------------------------------------------------
@@ -245,7 +250,7 @@ def _compare(out: Path, identity: Mapping[str, Any]) -> None:
                 f"{out / foreign[0]} is there already, but is of no run that can be resumed; {remedy}"
             ) from None
         return
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{out / RUN} cannot be read ({error}); {remedy}") from None
     if not _has_begun(out):
         return
@@ -289,6 +294,20 @@ def _open(out: Path, identity: dict[str, Any], *, force: bool) -> None:
             left_over.unlink(missing_ok=True)
         if not (out / RUN).exists() or not _has_begun(out):
             write_atomically(out / RUN, json.dumps(identity, indent=1))
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Say in one line that the disk is full, or the folder may not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise CheckpointError(
+            f"cannot write in {out}: {error.strerror}; the epochs that are finished are kept. Make space, or let it be "
+            "written, and the same command goes on after the last one"
+        ) from None
 
 
 def _check_size(config: RetrainConfig, data: LabelledImages) -> None:
@@ -589,7 +608,7 @@ def read_summary(out: Path) -> RetrainResult:
         content = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
         names = [name for name in RetrainResult.__dataclass_fields__ if name != "folder"]
         return RetrainResult(**{name: content[name] for name in names}, folder=out)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{out / SUMMARY} cannot be read ({error}); remove it, and the run ends anew") from None
 
 

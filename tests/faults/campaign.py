@@ -11,7 +11,9 @@ import tempfile
 from pathlib import Path
 
 import image_faults
+import running_faults
 import text_faults
+import training_faults
 from counting import Campaign
 
 LONG = 1000
@@ -24,6 +26,9 @@ def run(faults: int, seed: int, folder: Path, *, running: bool = True) -> Campai
     scale = faults / LONG
     text_faults.inject_all(campaign, scale)
     image_faults.inject_all(campaign, scale)
+    training_faults.inject_all(campaign, scale)
+    if running:
+        running_faults.inject_all(campaign, scale)
     return campaign
 
 
@@ -31,9 +36,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--faults", type=int, default=LONG, help="about so many (default: 1000)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--in-process", action="store_true", help="start no experiment")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        campaign = run(options.faults, options.seed, Path(folder))
+        campaign = run(options.faults, options.seed, Path(folder), running=not options.in_process)
     print(campaign.table())
     return 1 if campaign.bad else 0
 

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -153,6 +154,25 @@ def test_a_finished_run_is_not_repeated_and_no_other_is_overwritten(
         train(small, changed, tmp_path)
     again = train(small.model_copy(update={"lr": 0.5}), data, tmp_path, force=True)
     assert again.final_top1 != first.final_top1 or again.seconds != first.seconds
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_a_full_disk_is_one_line_and_it_goes_on(
+    share: float, data: LabelledImages, small: RetrainConfig, tmp_path: Path
+) -> None:
+    train(small, data, tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        train(small, data, tmp_path / "run", on_epoch=stop_after(2))
+    size = max(path.stat().st_size for path in (tmp_path / "run" / "checkpoints").iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * size), limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot write in .*run: .*; the epochs .* are kept\. Make space"):
+            train(small, data, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    train(small, data, tmp_path / "run")
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
 
 
 def test_a_loss_that_is_no_number_ends_it_with_the_remedy(data: LabelledImages, tmp_path: Path) -> None:
