@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import psutil
@@ -69,8 +70,9 @@ def end_with(manager: psutil.Process, interval: float = 0.5) -> None:
 
     def wait() -> None:
         # Its number may be another process's by then: psutil compares the time of its start as well.
-        while manager.is_running() and manager.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(interval)
+        with suppress(psutil.NoSuchProcess):  # it may end between the two questions
+            while manager.is_running() and manager.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(interval)
         _logger.warning("the manager has ended; so does its tuner")
         logging.shutdown()
         os._exit(1)

@@ -23,7 +23,7 @@ from nni.nas.evaluator import Evaluator
 from torch import nn
 
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.errors import ConfigError, ImagesError, SpaceError
+from nni_cssnas.errors import ConfigError, ExperimentError, ImagesError, SpaceError
 from nni_cssnas.proxy import Candidate, OnReferences, Proxy, ProxyResult, References, candidate_seed, references_of
 from nni_cssnas.results.records import TrialRecord, write_atomically
 from nni_cssnas.spaces.factory import make_space
@@ -206,9 +206,13 @@ class _Journal:
             self.record = replace(self.record, status="stopped")
         elif error is not None:
             self.record = replace(self.record, status="failed", error=f"{type(error).__name__}: {error}")
-            if self.folder is not None:
+        try:
+            if self.folder is not None and self.record.status == "failed" and error is not None:
                 self.record.write_error(self.folder, error)
-        self.note(duration=time.perf_counter() - self.start)
+            self.note(duration=time.perf_counter() - self.start)
+        except (ExperimentError, OSError):
+            if error is None:
+                raise  # else it is a full disk that the trial fails of, or hides what it fails of
 
 
 def _refuse_other_images(folder: Path, proxy: Proxy) -> None:

@@ -289,7 +289,7 @@ class Genotype:
         GenotypeError
             If it is none of these, or malformed.
         """
-        stripped = text.strip()
+        stripped = text.removeprefix("\ufeff").strip()  # some editors begin a file with that mark
         if stripped.startswith("{"):
             return cls.from_json(stripped)
         if _CALL.search(stripped):

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import re
 import secrets
 import socket
@@ -116,11 +117,11 @@ class Experiment:
             errors=tuple(map(str, status.get("errors", []))),
         )
 
-    def watch(self, interval: float = 1.0, patience: float = 10.0, silence: float = 600.0) -> Iterator[Progress]:
+    def watch(self, interval: float = 1.0, patience: float = 10.0, silence: float = math.inf) -> Iterator[Progress]:
         """Progress again and again, until the experiment has ended.
 
         Between two rounds of Hyperband or BOHB there are no more trials either: so the tuner must have none for
-        ``patience`` seconds. A manager may be too busy to answer for ``silence`` seconds.
+        ``patience`` seconds. A manager that listens and does not answer is waited for: only its end, or the user's, is one.
 
         Parameters
         ----------
@@ -129,8 +130,8 @@ class Experiment:
         patience
             Seconds for which a tuner must have no more trials.
         silence
-            Seconds without an answer after which the manager counts as gone. One whose port is closed counts as gone
-            at once.
+            Seconds without an answer after which a manager that listens counts as gone; by default never. One whose port
+            is closed counts as gone at once.
 
         Raises
         ------

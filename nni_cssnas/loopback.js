@@ -1,7 +1,7 @@
 // The guard of NNI's manager, loaded into it by NODE_OPTIONS=--require (see docs/security.md).
 // NNI's portal listens on every interface and has no password, and whoever talks to it can run programs.
-// With the guard it listens on 127.0.0.1 only and refuses what a web page of another origin sends through the user's
-// browser. Where NNI_CSSNAS_TOKEN is set it listens on every interface, and other machines have to know that secret:
+// With the guard it listens on 127.0.0.1 only and refuses what other users of the machine send, and what a web page of
+// another origin sends through the user's browser. Where NNI_CSSNAS_TOKEN is set it listens on every interface, and other machines have to know that secret:
 // it is the first part of every path (NNI's own --url-prefix, which trials, keepers and the portal respect).
 "use strict";
 const fs = require("fs");
@@ -9,6 +9,8 @@ const http = require("http");
 const net = require("net");
 const path = require("path");
 const childProcess = require("child_process");
+
+const LITTLE_ENDIAN = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
 
 const main = process.argv[1] || "";
 if (path.basename(main) === "main.js" && path.basename(path.dirname(main)) === "nni_node") {
@@ -68,9 +70,13 @@ function guard(token) {
 // Why a request is refused, or null. Gives local requests of a public manager the prefix that they do not know.
 function refusal(request, token) {
     const host = (request.headers.host || "").toLowerCase();
-    const local = isLoopback(request.socket.remoteAddress) && /^(127\.0\.0\.1|localhost|\[::1\])(:\d+)?$/.test(host);
+    const named = isLoopback(request.socket.remoteAddress) && /^(127\.0\.0\.1|localhost|\[::1\])(:\d+)?$/.test(host);
+    const local = named && isOwn(request.socket);
     const target = request.url.split("?")[0];
     const known = token !== null && (target === `/${token}` || target.startsWith(`/${token}/`));
+    if (token === null && named && !local) {
+        return "it comes from another user of this machine";
+    }
     if (token === null && !local) {
         // What DNS rebinding sends: a foreign name that was made to point here.
         return `its Host is ${JSON.stringify(host)}, not this machine's own`;
@@ -99,6 +105,55 @@ function refusal(request, token) {
 
 function isLoopback(address) {
     return /^(::ffff:)?127\.|^::1$/.test(address || "");
+}
+
+// Whether a loopback connection comes from this user's programs, or the administrator's. Linux tells whose socket it is;
+// where it cannot be told, everybody is let in, as everywhere but on Linux. A socket that was closed already belongs to
+// nobody (its inode is 0), whatever user Linux writes beside it.
+const owners = new WeakMap();
+function isOwn(socket) {
+    if (!owners.has(socket)) {
+        owners.set(socket, readOwner(socket));
+    }
+    return owners.get(socket);
+}
+
+function readOwner(socket) {
+    if (process.platform !== "linux") {
+        return true;
+    }
+    const there = hexAddresses(socket.remoteAddress, socket.remotePort);
+    const here = hexAddresses(socket.localAddress, socket.localPort);
+    for (const file of ["/proc/net/tcp", "/proc/net/tcp6"]) {
+        let lines;
+        try {
+            lines = fs.readFileSync(file, "latin1").split("\n");
+        } catch (error) {
+            if (file.endsWith("6")) {
+                continue; // a kernel without IPv6
+            }
+            return true;
+        }
+        for (const line of lines) {
+            const [, from, to, , , , , uid, , inode] = line.trim().split(/\s+/);
+            if (there.includes(from) && here.includes(to)) {
+                return inode !== "0" && [0, process.getuid()].includes(Number(uid));
+            }
+        }
+    }
+    return false;
+}
+
+// An address and port as /proc/net/tcp and tcp6 write them: each 32 bits in the order of the processor.
+function hexAddresses(address, port) {
+    const end = ":" + port.toString(16).toUpperCase().padStart(4, "0");
+    const plain = address.replace(/^::ffff:/, "");
+    const flip = (bytes) => (LITTLE_ENDIAN ? bytes.reverse() : bytes).map((byte) => byte.toString(16).padStart(2, "0")).join("").toUpperCase();
+    if (plain === "::1") {
+        return ["0".repeat(24) + flip([0, 0, 0, 1]) + end];
+    }
+    const four = flip(plain.split(".").map(Number));
+    return [four + end, "0".repeat(16) + flip([0, 0, 255, 255]) + four + end];
 }
 
 // Browsers tell this where they tell no Origin (pictures, scripts, frames). Following a link to the portal is allowed.

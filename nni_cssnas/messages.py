@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["one_line"]
+__all__ = ["warning_line"]
 
 
-def one_line(
+def warning_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """For ``warnings.formatwarning``; the place is kept where the warning is not a message to the user."""

@@ -308,6 +308,7 @@ class Proxy:
         if self.references is None:
             raise ConfigError(f"score is {self.config.score!r}, which needs a space to draw references from")
         key = self._reference_key()
+        found: ReferenceSet | None = None
         path = cache_folder(self.cache_dir) / "references" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -327,7 +328,7 @@ class Proxy:
                 "them again. Set NNI_CSSNAS_CACHE to a writable folder with enough space",
                 stacklevel=2,
             )
-            return self._draw_references(key)
+            return found or self._draw_references(key)
 
     def _reference_key(self) -> str:
         """Everything that the components of a reference depend on."""
@@ -335,6 +336,7 @@ class Proxy:
         config = self.config
         parts = {
             "space": self.references.key,
+            "classifier": config.space.classifier,
             "images": self.images_key,
             "views": config.views.model_dump(mode="json"),
             "size": self.size,

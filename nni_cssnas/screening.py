@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import signal
 import statistics
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -14,14 +13,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
-from nni_cssnas.errors import ConfigError, DivergenceError, ExperimentError, SpaceError
+from nni_cssnas.config import ConstraintsConfig, ProxyConfig
+from nni_cssnas.errors import DivergenceError, ExperimentError, SpaceError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.proxy import Candidate, Proxy, candidate_seed, references_of
 from nni_cssnas.results.screening_log import ScreeningLog
@@ -84,11 +82,6 @@ class Screener:
         self.proxy = Proxy(config, references_of(self.space, config))
         self.proxy.prepare()
         self._final: dict[int, Proxy] = {}
-
-    @classmethod
-    def of(cls, screen: ScreenConfig) -> Screener:
-        """The screener of a tuner: by the untrained score, whatever that of the trials is."""
-        return cls(_load_proxy(screen.proxy, "screen").model_copy(update={"score": "untrained"}))
 
     def screen(self, parameters: Mapping[str, Any]) -> Screened:
         """Build and score one architecture; one that its space forbids, or that cannot be run, has the worst score."""
@@ -187,7 +180,7 @@ class Feasibility:
     limits
         A tuner's ``constraints``.
     config
-        All of ``proxy.yml``; by default that which ``limits`` names.
+        All of ``proxy.yml``.
 
     Raises
     ------
@@ -195,9 +188,9 @@ class Feasibility:
         If the space cannot be used.
     """
 
-    def __init__(self, limits: ConstraintsConfig, config: ProxyConfig | None = None) -> None:
+    def __init__(self, limits: ConstraintsConfig, config: ProxyConfig) -> None:
         self.limits = limits
-        self.config = config or _load_proxy(limits.proxy, "constraints")
+        self.config = config
         self.space = make_space(self.config.space)
         self.size = self.config.views.input_size or self.config.images.size
         self.measured = any((limits.max_params, limits.max_macs, limits.max_latency_ms))
@@ -226,18 +219,6 @@ class Feasibility:
     def _latency(self, backbone: Backbone) -> float:
         device = resolve_device(self.config.device)
         return latency(backbone.to(device), torch.zeros(1, 3, self.size, self.size, device=device))
-
-
-def _load_proxy(name: Path, setting: str) -> ProxyConfig:
-    """A tuner's ``proxy.yml``: looked for in the working folder, then where modules are (``codeDirectory``)."""
-    for folder in (Path.cwd(), *map(Path, sys.path)):
-        path = folder / name
-        if path.is_file():
-            # A space of the user's own lies beside its experiment.
-            if str(path.parent.resolve()) not in sys.path:
-                sys.path.append(str(path.parent.resolve()))
-            return ProxyConfig.load(path)
-    raise ConfigError(f"{setting}: proxy is {str(name)!r}, which is neither in {Path.cwd()} nor in codeDirectory")
 
 
 class _Memory:

@@ -17,10 +17,11 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nni_cssnas.messages import one_line
+from nni_cssnas.messages import warning_line
 
 if TYPE_CHECKING:
     from nni_cssnas.proxy import ProxyResult
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for number in SIGNALS:
         signal.signal(number, _interrupt)
-    warnings.formatwarning = one_line
+    warnings.formatwarning = warning_line
     try:
         return _evaluate(options.config)
     except KeyboardInterrupt:
@@ -63,7 +64,8 @@ def _evaluate(path: str) -> int:
     except BaseException as error:
         from nni_cssnas.errors import CssnasError
 
-        _keep(error, parameters)
+        with suppress(CssnasError, OSError):  # as on a full disk: the trial's own error is told below
+            _keep(error, parameters)
         if not isinstance(error, CssnasError):
             raise
         # The whole story is in error.txt beside the record; this line is what trial.stderr shows first.

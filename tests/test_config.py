@@ -247,7 +247,7 @@ def one_line_or_none() -> Iterator[list[str]]:
     assert all(len(message.splitlines()) == 1 for message in refused)
 
 
-@settings(max_examples=150, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(MAPPINGS)
 def test_any_mapping_is_a_config_or_one_line(values: dict[str, Any]) -> None:
     with one_line_or_none() as refused:
@@ -257,7 +257,7 @@ def test_any_mapping_is_a_config_or_one_line(values: dict[str, Any]) -> None:
         assert ProxyConfig(**config.model_dump()) == config
 
 
-@settings(max_examples=150, deadline=2000, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(MAPPINGS | st.text(max_size=60) | st.binary(max_size=60))
 def test_any_file_is_a_config_or_one_line(tmp_path_factory: pytest.TempPathFactory, content: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "any-proxy.yml"

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import pickle
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
-from nni_cssnas.dispatcher import plain_json
+from nni_cssnas.dispatcher import end_with, plain_json
 
 # As NNI's manager does it: main.js, a shell, the tuner. The third tells its number and that it is ready.
 MANAGER = """
@@ -40,11 +42,27 @@ def test_a_tuner_ends_with_its_manager() -> None:
         process = psutil.Process(tuner)
         assert process.ppid() != manager.pid
         manager.kill()
-    _, alive = psutil.wait_procs([process], timeout=10)
+    _, alive = psutil.wait_procs([process], timeout=60)
     for left in alive:
         if left.status() != psutil.STATUS_ZOMBIE:
             left.kill()
             pytest.fail("the tuner outlives its manager")
+
+
+def test_a_manager_that_ends_between_two_questions_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set())
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+
+    class Manager:
+        def is_running(self) -> bool:
+            return True
+
+        def status(self) -> str:
+            raise psutil.NoSuchProcess(1)
+
+    end_with(Manager())  # type: ignore[arg-type]
+    assert ended.wait(60)
 
 
 def test_plain_json_keeps_what_names_code() -> None:

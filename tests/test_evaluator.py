@@ -21,6 +21,7 @@ from nni_cssnas import CellSpace, ProxyConfig, ProxyEvaluator
 from nni_cssnas.errors import ConfigError, DeviceError, DivergenceError, ExperimentError, ImagesError, SpaceError
 from nni_cssnas.images.cache import locked
 from nni_cssnas.proxy import Proxy, candidate_seed, references_of
+from nni_cssnas.results import records
 from nni_cssnas.results.records import read_records
 from nni_cssnas.spaces import random_parameters
 
@@ -352,3 +353,40 @@ def test_whoever_waits_for_the_references_is_told(tmp_path: Path) -> None:
     assert len(proxy.reference_set) == 8
     other.join()
     assert told == [-1, *range(9)]
+
+
+def test_references_that_cannot_be_kept_are_scored_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nni_cssnas.proxy.write_atomically", full)
+    settings = config(score="untrained", untrained=SMALL)
+    done: list[int] = []
+    proxy = Proxy(
+        settings,
+        references_of(CellSpace(**ARGUMENTS), settings),
+        cache_dir=tmp_path,
+        on_references=lambda number, total: done.append(number),
+    )
+    with pytest.warns(UserWarning, match="No space left on device"):
+        assert len(next(iter(proxy.reference_set.values.values()))) == SMALL["references"]
+    assert done == list(range(SMALL["references"] + 1))
+
+
+@pytest.mark.parametrize("writes", [1, 4])
+def test_on_a_full_disk_a_trial_says_so_and_nothing_else(
+    writes: int, samples: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = records.write_atomically
+    calls = 0
+
+    def full(path: Path, text: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= writes:
+            raise OSError(28, "No space left on device")
+        real(path, text)
+
+    monkeypatch.setattr(records, "write_atomically", full)
+    with pytest.raises(ExperimentError, match=r"cannot write the trial's record .*No space left"):
+        score(config(), samples[0], tmp_path)

@@ -239,3 +239,9 @@ def test_a_file_that_is_no_genotype_is_not_shown(content: str, tmp_path: Path) -
     # What was typed is repeated.
     with pytest.raises(GenotypeError, match=r"'DARTS_V3' is neither .* did you mean 'DARTS_V2'"):
         read_architecture("DARTS_V3")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_genotype() -> None:
+    genotype = NAMED_GENOTYPES["DARTS_V2"]
+    for text in (genotype.to_json(), genotype.to_darts(), "DARTS_V2"):
+        assert Genotype.parse("\ufeff" + text) == genotype

@@ -38,7 +38,10 @@ def served(folder: Path, token: str | None = None) -> Iterator[int]:
     script = folder / "nni_node" / "main.js"
     script.write_text(SERVER)
     with subprocess.Popen(
-        [str(NODE), str(script)], env=manager_environment(token=token), stdout=subprocess.PIPE, text=True
+        [str(NODE), str(script)],
+        env=manager_environment(token=token),
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         try:
@@ -342,3 +345,62 @@ def test_the_environment_of_the_manager() -> None:
     assert environment["NODE_OPTIONS"].endswith('loopback.js"')
     assert "NNI_CSSNAS_TOKEN" not in environment
     assert manager_environment({}, token="x")["NNI_CSSNAS_TOKEN"] == "x"
+
+
+ASK = """
+import socket, sys
+port, request, wait = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "wait"
+connection = socket.create_connection((sys.argv[4], port), timeout=10)
+connection.sendall(request.encode().decode("unicode_escape").encode())
+if wait:
+    print(connection.recv(65536).decode().split()[1])
+"""
+
+
+def ask_as(user: int, port: int, path: str = "/api", *, wait: bool = True, to: str = "127.0.0.1") -> str:
+    """The status of the answer to a program of another user."""
+    request = (
+        f"POST {path} HTTP/1.1\\r\\nHost: localhost:{port}\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n"
+    )
+    done = subprocess.run(
+        ["python3", "-c", ASK, str(port), request, "wait" if wait else "go", to],
+        user=user,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin"},
+    )
+    return done.stdout.strip()
+
+
+OTHER = 65534
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root can act as two users")
+def test_other_users_of_the_machine_are_refused(port: int, public: int) -> None:
+    assert ask_as(0, port) == "200"
+    assert ask_as(OTHER, port) == "403"
+    # A program that does not wait for the answer leaves a socket of nobody behind: it must not pass for root's.
+    ask_as(OTHER, port, wait=False)
+    # Where the portal is public, the secret lets in whoever knows it.
+    assert ask_as(OTHER, public) == "403"
+    assert ask_as(OTHER, public, f"/{TOKEN}/api") == "200"
+    assert ask_as(0, public) == "200"
+
+
+LEFT = """
+const http = require("http");
+const seen = [];
+const server = http.createServer((request, response) => { seen.push(request.url); response.end(JSON.stringify(seen)); });
+server.listen(0, () => console.log(server.address().port));
+"""
+
+
+@pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="only root can act as two users")
+def test_a_request_that_is_sent_and_left_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.SERVER", LEFT)
+    with served(tmp_path) as number:
+        for index in range(20):
+            ask_as(OTHER, number, f"/left-{index}", wait=False)
+        assert json.loads(ask(number, "/mine")[1]) == ["/mine"]

@@ -20,7 +20,7 @@ ALLOWED = {
     "modules": set(),
     "images": {"base", "config", "images"},
     "scores": {"config", "images", "modules", "scores"},
-    "spaces": {"config", "genotype", "modules", "spaces"},
+    "spaces": {"base", "config", "genotype", "modules", "spaces"},
     "results": {"genotype", "results"},
     "export": {"export", "modules", "spaces"},
     "retrain": {"base", "config", "genotype", "images", "modules", "results", "retrain", "scores", "spaces", "workers"},
@@ -46,6 +46,8 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
+            if node.module == "nni_cssnas":  # from nni_cssnas import tuners
+                found |= {f"nni_cssnas.{alias.name}" for alias in node.names}
     return found
 
 

@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
     "untrained": {"batch_size": 8, "references": 8},
     "threads": 1,
 }
-SEARCH = ("screen", "proxy.yml", "--num", "9", "--guided", "9", "--workers", "1", "-o", "found")
+SEARCH = ("screen", "proxy.yml", "--num", "6", "--guided", "6", "--workers", "1", "-o", "found")
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, method: str, number: int) -> Ca
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "number"), [("screen", 5), ("screen", 13), ("finalist", 2)])
+@pytest.mark.parametrize(("method", "number"), [("screen", 8), ("finalist", 2)])
 def test_after_ctrl_c_the_same_command_ends_with_the_same_table(
     method: str, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,9 +78,9 @@ def test_after_ctrl_c_the_same_command_ends_with_the_same_table(
     again = interrupted(monkeypatch, method, number)
     said = run(*SEARCH, code=130)
     kept = len(Path("found", LOG_NAME).read_text().splitlines()) - 1
-    assert f"interrupted; {min(kept, 18)} screened architectures are kept in found/{LOG_NAME}" in said
+    assert f"interrupted; {min(kept, 12)} screened architectures are kept in found/{LOG_NAME}" in said
     part = table()
-    assert len(part) == (18 if method == "finalist" else kept)
+    assert len(part) == (12 if method == "finalist" else kept)
     scores = [float(row["score"]) for row in part]
     assert scores == sorted(scores, reverse=True)
     again()
@@ -94,11 +94,35 @@ def test_after_ctrl_c_the_same_command_ends_with_the_same_table(
 
     monkeypatch.setattr(Screener, "screen", screen)
     said = run(*SEARCH)
-    assert f"holds {min(kept, 18)} architectures of this search; it goes on from there" in said
-    assert counted == 18 - min(kept, 18)
+    assert f"holds {min(kept, 12)} architectures of this search; it goes on from there" in said
+    assert counted == 12 - min(kept, 12)
     assert table() == table("whole")
     for name in ("genotype.json", "genotype.svg"):
         assert Path("found", name).read_bytes() == Path("whole", name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"my": "only copy"}',
+        '{"screen": {"a": 1}, "score": 1.0, "components": {}, "genotype": null}\n',
+        '{"screening": {"seed": 1}}\n{"screen": {"a"',
+    ],
+)
+def test_a_file_that_is_refused_stays_as_it_is(text: str, tmp_path: Path) -> None:
+    path = tmp_path / LOG_NAME
+    path.write_text(text)
+    with pytest.raises(ExperimentError, match="or use --force"):
+        ScreeningLog.open(path, {"seed": 0})
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["", '{"scr', '{"screening": {"seed": 0'])
+def test_a_log_that_was_cut_in_its_first_line_begins_anew(text: str, tmp_path: Path) -> None:
+    path = tmp_path / LOG_NAME
+    path.write_text(text)
+    ScreeningLog.open(path, {"seed": 0})
+    assert json.loads(path.read_text()) == {"screening": {"seed": 0}}
 
 
 def test_more_of_the_same_search_screens_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +226,7 @@ def children(process: subprocess.Popen[str]) -> Iterator[int]:
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 def test_killed_workers_cost_nothing_and_a_killed_main_process_only_what_was_running(tmp_path: Path) -> None:
     log = tmp_path / "found" / LOG_NAME
-    process = started(tmp_path, "--num", "40", "--workers", "2")
+    process = started(tmp_path, "--num", "24", "--workers", "2")
     try:
         lines_of(log, 3, process)
         for pid in list(children(process))[:1]:
@@ -211,13 +235,13 @@ def test_killed_workers_cost_nothing_and_a_killed_main_process_only_what_was_run
         workers = list(children(process))
         assert workers
         process.kill()
-        process.communicate(timeout=30)
-        deadline = time.monotonic() + 20
+        process.communicate(timeout=120)
+        deadline = time.monotonic() + 120
         while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
         assert not (tmp_path / "found" / "screen.csv").exists()
-        process = started(tmp_path, "--num", "40", "--workers", "1")
+        process = started(tmp_path, "--num", "24", "--workers", "1")
         output, error = process.communicate(timeout=200)
         assert process.returncode == 0, error
     finally:
@@ -225,9 +249,9 @@ def test_killed_workers_cost_nothing_and_a_killed_main_process_only_what_was_run
     assert "it goes on from there" in " ".join(output.split())
     rows = [json.loads(line) for line in log.read_text().splitlines()[1:]]
     found = [json.dumps(row["screen"], sort_keys=True) for row in rows if "screen" in row]
-    assert len(found) == len(set(found)) == 40
+    assert len(found) == len(set(found)) == 24
     screener = Screener(ProxyConfig(**SETTINGS))
-    for row in [row for row in rows if "screen" in row][10:14]:
+    for row in [row for row in rows if "screen" in row][4:7]:
         assert screener.screen(row["screen"]).score == pytest.approx(row["score"], abs=1e-9)
 
 

@@ -6,7 +6,9 @@ import dataclasses
 import importlib
 import inspect
 import json
+import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from nni_cssnas.base.files import read_mapping
+from nni_cssnas.base.files import one_line, read_mapping
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, nearest
 
@@ -45,11 +47,12 @@ Settings = Mapping[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Checked:
     """What :func:`check_experiment` read: the number of ``trials`` (None: no limit), the ``proxy.yml`` of the trials (None if
-    they are not this package's), and their ``code_directory``."""
+    they are not this package's), their ``code_directory``, and whether they run on this machine (``local``)."""
 
     trials: int | None
     proxy: ProxyConfig | None
     code_directory: Path
+    local: bool
 
 
 def check_experiment(config: Path) -> Checked:
@@ -79,8 +82,8 @@ def check_experiment(config: Path) -> Checked:
     _check_gpus(settings)
     _check_by_nni(raw, config)
     number = settings.get("maxtrialnumber")
-    folder = _folder(settings.get("trialcodedirectory", "."), config.parent)
-    return Checked(number if isinstance(number, int) else None, proxy, folder)
+    local = _local_service(settings) is not None
+    return Checked(number if isinstance(number, int) else None, proxy, _code_directory(settings, config.parent), local)
 
 
 def count_gpus() -> int:
@@ -125,24 +128,37 @@ def _plain(settings: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(key).lower().replace("_", ""): value for key, value in settings.items()}
 
 
-def _folder(value: Any, base: Path) -> Path:
-    return base / Path(str(value)).expanduser()
+def _path(name: str, value: Any, base: Path) -> Path:
+    """What a setting names, relative to the file."""
+    try:
+        path = base / Path(str(value)).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path  # whoever needs it says so
+    except (OSError, RuntimeError, ValueError) as error:  # too long, an unknown user, characters that no name has
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise ConfigError(f"{name} is {str(value)[:80]!r}: {one_line(reason)}") from None
+    return path
 
 
 def _proxy_of(settings: Settings, base: Path) -> ProxyConfig | None:
     """The ``proxy.yml`` of the trials; None if they are not this package's."""
+    command = str(settings.get("trialcommand", ""))
     try:
-        words = shlex.split(str(settings.get("trialcommand", "")))
+        shlex.split(command)
     except ValueError as error:
-        raise ConfigError(f"trialCommand is {settings['trialcommand']!r}: {error}") from None
-    if "nni_cssnas.trial" not in words:
+        raise ConfigError(f"trialCommand is {command!r}: {error}") from None
+    trial = re.search(r"nni_cssnas\.trial\b", command)
+    if trial is None:
         return None
-    rest = [word for word in words[words.index("nni_cssnas.trial") + 1 :] if not word.startswith("-")]
-    return ProxyConfig.load(_code_directory(settings, base) / (rest[0] if rest else "proxy.yml"))
+    # The command is a shell's: other commands may follow, and quotes may surround it all.
+    argument = re.match(r"""\s+(?![-0-9]*[<>])(?:"([^"]+)"|'([^']+)'|([^\s"'<>|&;()#]+))""", command[trial.end() :])
+    name = next(filter(None, argument.groups())) if argument else "proxy.yml"
+    return ProxyConfig.load(_path("trialCommand", name, _code_directory(settings, base)))
 
 
 def _code_directory(settings: Settings, base: Path) -> Path:
-    folder = _folder(settings.get("trialcodedirectory", "."), base)
+    folder = _path("trialCodeDirectory", settings.get("trialcodedirectory", "."), base)
     if not folder.is_dir():
         raise ConfigError(
             f"trialCodeDirectory is {settings['trialcodedirectory']!r}, and {folder} is no folder; "
@@ -176,23 +192,27 @@ def _check_duration(name: str, value: Any) -> None:
         seconds = parse_time(value)
     except (ValueError, TypeError, AttributeError):
         seconds = 0
-    if seconds <= 0:
+    if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
         raise ConfigError(f"{name} is {value!r}; it must be a time as 90s, 30m, 2h or 1d")
 
 
 def _check_paths(settings: Settings, base: Path) -> None:
     _code_directory(settings, base)
     working = settings.get("experimentworkingdirectory")
-    if working is None:
-        return
-    folder = _folder(working, base)
+    folder = Path.home() / "nni-experiments" if working is None else _path("experimentWorkingDirectory", working, base)
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        problem = "cannot be written" if there.is_dir() else "is a file"
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    problem = "cannot be written" if there.is_dir() else "is a file"
+    if working is None:
         raise ConfigError(
-            f"experimentWorkingDirectory is {str(working)!r}, but {there} {problem}; "
-            "name a folder that can be written, or leave it out for ~/nni-experiments"
+            f"experimentWorkingDirectory is not given, and its default is {folder}, but {there} {problem}; "
+            "name a folder that can be written"
         )
+    raise ConfigError(
+        f"experimentWorkingDirectory is {str(working)!r}, but {there} {problem}; "
+        "name a folder that can be written, or leave it out for ~/nni-experiments"
+    )
 
 
 def _check_search_space(settings: Settings, base: Path) -> None:
@@ -207,7 +227,7 @@ def _check_search_space(settings: Settings, base: Path) -> None:
                 "searchSpaceFile is missing; write it with: nni-cssnas space proxy.yml, "
                 "and name it as searchSpaceFile: search_space.json"
             )
-        space = _read_search_space(_folder(name, base))
+        space = _read_search_space(_path("searchSpaceFile", name, base))
     if space == {}:
         raise ConfigError("the search space is empty; write it with: nni-cssnas space proxy.yml")
     check_choices(space)
@@ -232,7 +252,7 @@ def _read_search_space(path: Path) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(f"searchSpaceFile: {path} is neither JSON nor YAML: {reason}") from None
 
 
@@ -248,10 +268,16 @@ def _check_kind(name: str, choice: Mapping[str, Any], tuner: str) -> None:
         )
 
 
-def _check_gpus(settings: Settings) -> None:
+def _local_service(settings: Settings) -> Settings | None:
+    """The ``trainingService`` if it is this machine; None if trials run elsewhere."""
     service = settings.get("trainingservice")
-    local = _plain(service) if isinstance(service, dict) else {}
-    if str(local.get("platform", "")) != "local":
+    plain = _plain(service) if isinstance(service, dict) else {}
+    return plain if plain.get("platform") == "local" else None
+
+
+def _check_gpus(settings: Settings) -> None:
+    local = _local_service(settings)
+    if local is None:
         return  # the GPUs are another machine's
     number = local.get("trialgpunumber", settings.get("trialgpunumber"))
     if number is None or number == 0:
@@ -293,7 +319,7 @@ def _check_by_nni(raw: Mapping[str, Any], config: Path) -> None:
         finally:
             utils.unset_base_path()
     except Exception as error:
-        reason = " ".join(str(error).split()) or "a value that it does not allow"
+        reason = one_line(error) or "a value that it does not allow"
         raise ConfigError(f"{config}: NNI refuses it: {reason}{_misspelt(raw)}") from None
 
 
@@ -343,9 +369,12 @@ def _resolve(section: str, given: Settings, base: Path) -> _Algorithm | None:
     arguments = given.get("classargs") or {}
     if not isinstance(arguments, dict):
         raise ConfigError(f"classArgs of the {section} is {arguments!r}; it must be a mapping")
+    for key in arguments:
+        if not isinstance(key, str):
+            raise ConfigError(f"classArgs of the {section}: its key {key!r} is not a text; put it in quotes")
     if given.get("classname"):
         directory = given.get("codedirectory", ".")
-        folder = _folder(directory, base)
+        folder = _path(f"codeDirectory of the {section}", directory, base)
         if not folder.is_dir():
             raise ConfigError(f"codeDirectory of the {section} is {str(directory)!r}, and {folder} is no folder")
         name = str(given["classname"])
@@ -426,9 +455,10 @@ def _check_arguments(algorithm: _Algorithm) -> None:
 def _check_mode(algorithm: _Algorithm) -> None:
     """Refuse an algorithm that looks for the worst architecture: scores here are better when they are larger."""
     signature = _signature(algorithm)
-    if signature is None or "optimize_mode" not in signature.parameters:
+    known = {} if signature is None else signature.parameters
+    if "optimize_mode" not in known and "optimize_mode" not in algorithm.arguments:
         return
-    default = signature.parameters["optimize_mode"].default
+    default = known["optimize_mode"].default if "optimize_mode" in known else inspect.Parameter.empty
     if default is None:
         return  # Random and GridSearch take it for others' sake, and ignore it
     mode = algorithm.arguments.get("optimize_mode", default)
@@ -449,7 +479,7 @@ def _signature(algorithm: _Algorithm) -> inspect.Signature | None:
         with _importable(algorithm.folder):
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         if algorithm.shown == algorithm.class_name:
             remedy = f"its module must be installed or lie in codeDirectory ({algorithm.folder})"
         else:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from nni_cssnas.base.threads import wait_politely
 from nni_cssnas.errors import CssnasError
-from nni_cssnas.messages import one_line
+from nni_cssnas.messages import warning_line
 
 __all__ = ["app", "architecture_of", "console", "main", "mapping", "short", "show_best", "show_references", "steps"]
 
@@ -153,7 +153,7 @@ def show_references(proxy: Proxy) -> None:
 
 def main() -> None:
     """Run the command line; an error of this package is one line on stderr and exit code 1, a warning one line."""
-    warnings.formatwarning = one_line
+    warnings.formatwarning = warning_line
     wait_politely()
     try:
         app()

@@ -37,7 +37,7 @@ def run(
     from nni_cssnas.cli.watching import follow
 
     checked = check_experiment(config)
-    if checked.proxy is not None:
+    if checked.proxy is not None and checked.local:  # else device and images are another machine's
         _rehearse(checked.proxy, checked.code_directory)
     follow(lambda: launch.create(config, port=port, public=public), keep=keep, top=top)
 

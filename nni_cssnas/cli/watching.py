@@ -142,7 +142,7 @@ def _description(state: Progress) -> str:
 
 
 def _leave(experiment: Experiment, keep: bool) -> None:
-    # From here on a second Ctrl-C would leave the manager behind.
+    # From here on a Ctrl-C would leave the manager behind.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if keep:
@@ -159,10 +159,13 @@ def _signals() -> Iterator[None]:
     """Let what ends a process (a batch system's SIGTERM, a terminal that is closed) act as Ctrl-C does."""
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
+        # A second one, however soon, would leave the manager behind.
+        for known in SIGNALS:
+            signal.signal(known, signal.SIG_IGN)
         raise _Ended(number)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS[1:]:  # Python's own way with Ctrl-C is right
+    for number in SIGNALS:
         if before[number] != signal.SIG_IGN:  # nohup
             signal.signal(number, end)
     try:

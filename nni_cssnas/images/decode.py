@@ -24,7 +24,7 @@ HEIF_ENDINGS = (".heic", ".heif", ".hif")
 # Containers that Pillow identifies but does not decode, and page descriptions, for which it starts another program.
 NO_PICTURES = ("BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF")
 # Formats whose samples of 16 bits Pillow passes on as they are.
-DEEP = ("FITS", "PNG", "TIFF")
+DEEP = ("FITS", "PNG", "PPM", "TIFF")
 COLOURS = ("RGB", "RGBA")
 # Pixels of a picture that counts as large: one of 13000 x 13000 takes 700 MB.
 LARGE = 40_000_000
@@ -111,8 +111,8 @@ def _upright_rgb(image: ImageFile.ImageFile, path: str | Path, size: int, bits: 
 def needed_bits(path: str | Path) -> int:
     """Bits of the largest value in a file that keeps 16 bits a sample; 0 for any other file, and for one that is broken.
 
-    Formats that say how many bits count (JPEG 2000, PGM) are scaled to all 16 by Pillow and are no such files, nor are
-    files with values below 0 or of more than 16 bits.
+    Files that say how many bits count (JPEG 2000, a PGM of fewer than 16) are scaled to all 16 by Pillow and are no such
+    files, nor are files with values below 0 or of more than 16 bits.
     """
     try:
         return _with_room(path, _bits_of)
@@ -147,7 +147,7 @@ def _deep_endings() -> frozenset[str]:
 
 def _is_deep(image: ImageFile.ImageFile) -> bool:
     """Whether an opened image, not loaded yet, has 16 bits a sample."""
-    if image.format not in DEEP:
+    if image.format not in DEEP or (image.format == "PPM" and image.tile[0][0] != "raw"):
         return False
     return image.mode.startswith("I") or (
         image.mode in COLOURS and bool(image.tile) and ";16" in _raw_mode(image.tile[0])

@@ -481,6 +481,10 @@ def _npz(
     if len(labels) != len(images):
         raise ImagesError(f"{path} has {len(images)} images but {len(labels)} labels; each image needs one")
     names: tuple[str, ...]
+    if named is None and classes is None and labels.max() >= len(labels):  # before so many names are made
+        raise ImagesError(
+            f"{path} has {len(labels)} images, but the label {labels.max()}; number the classes from 0, without gaps"
+        )
     if named is not None:
         names = tuple(str(name) for name in np.atleast_1d(named).tolist())
     elif classes is not None:

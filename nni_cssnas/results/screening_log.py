@@ -10,8 +10,9 @@ One JSON object a line. The first says of what screening the file is; the others
 from __future__ import annotations
 
 import json
+import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = ["LOG_NAME", "ScreeningLog"]
 
 LOG_NAME = "screening.jsonl"
 KINDS = ("screen", "finalist")
+HEAD = b'{"screening": {'
 
 
 class ScreeningLog:
@@ -61,9 +63,9 @@ class ScreeningLog:
         log = cls(path)
         identity = json.loads(json.dumps(identity))
         try:
-            lines = [] if force else list(log._read())
-            found = lines[0].get("screening") if lines else None
-            if isinstance(found, dict):
+            lines, whole = ([], 0) if force else log._read()
+            if lines:
+                found = lines[0]["screening"]
                 changed = sorted(
                     name for name in identity.keys() | found.keys() if identity.get(name) != found.get(name)
                 )
@@ -73,6 +75,9 @@ class ScreeningLog:
                         f"{f', and {len(changed) - 1} more differences' if len(changed) > 1 else ''}); "
                         "name another folder with --output, or use --force to begin anew"
                     )
+                if path.stat().st_size > whole:
+                    # The writer was killed within a line; what follows must not be glued to it.
+                    os.truncate(path, whole)
                 log._rows = {(kind, _key(row[kind])): row for row in lines[1:] for kind in KINDS if kind in row}
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,27 +123,28 @@ class ScreeningLog:
             ) from None
         self._rows[kind, _key(parameters)] = row
 
-    def _read(self) -> Iterator[dict[str, Any]]:
+    def _read(self) -> tuple[list[dict[str, Any]], int]:
+        """The rows, the first of which says of what screening they are, and the bytes of all whole lines."""
         try:
             data = self.path.read_bytes()
         except FileNotFoundError:
-            return
+            return [], 0
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            # The writer was killed within a line; what follows must not be glued to it.
-            with self.path.open("r+b") as file:
-                file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
+        if not whole and HEAD.startswith(data[: len(HEAD)]):
+            return [], 0  # the writer was killed within the first line
+        rows = []
+        for number, line in enumerate(whole.splitlines() or [b""], start=1):
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError):
                 row = None
-            if not isinstance(row, dict) or not _is_row(row):
-                if number == 1:
-                    raise ExperimentError(f"{self.path} is no log of a screening; name another folder, or use --force")
+            if number == 1 and not (isinstance(row, dict) and isinstance(row.get("screening"), dict)):
+                raise ExperimentError(f"{self.path} is no log of a screening; name another folder, or use --force")
+            if isinstance(row, dict) and _is_row(row):
+                rows.append(row)
+            else:
                 warnings.warn(f"{self.path}, line {number} is damaged and left out", stacklevel=3)
-                continue
-            yield row
+        return rows, len(whole)
 
 
 def _is_row(row: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from nni_cssnas.base.files import one_line
 from nni_cssnas.errors import InvalidSampleError, SpaceError, nearest
 from nni_cssnas.spaces.primitives import Categorical, CategoricalMultiple, Constraint, ModelSpace, Numerical
 
@@ -202,7 +203,7 @@ def check_constraints(space: ModelSpace, sample: Mapping[str, Any]) -> None:
     for label, constraint in _flat(space).constraints.items():
         problem = constraint.check_contains(dict(sample))
         if problem is not None:
-            reason = " ".join(str(problem).split())
+            reason = one_line(problem)
             raise InvalidSampleError(f"constraint {label} of space {type(space).__name__} is not met: {reason}")
 
 

@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from nni_cssnas.base.files import one_line
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import CssnasError, SpaceError, nearest
 from nni_cssnas.spaces.primitives import ModelSpace
@@ -58,7 +59,7 @@ def make_space(config: SpaceConfig) -> Any:
 
 def _where(error: Exception) -> str:
     """What went wrong, in one line, and where in the file it was."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     if isinstance(error, (TypeError, SyntaxError)):
         return text  # names the place by itself
     [*_, last] = traceback.extract_tb(error.__traceback__)

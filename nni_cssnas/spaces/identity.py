@@ -9,9 +9,10 @@ import json
 import re
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 from nni_cssnas.spaces.encoding import search_space
@@ -29,7 +30,8 @@ def space_key(space: Any) -> str:
     """Identifies a model space by its content; the same in every process.
 
     It covers the choices with their candidates, the name and the arguments of the class, and the source of a user's
-    module with all modules of the same folder that it imports, since layers may change while the labels stay.
+    modules (that of the space, those of its layers, and what these import from their folders), since layers may change
+    while the labels stay. Of classes that have no file, as those of a notebook, it covers the code.
 
     Parameters
     ----------
@@ -37,11 +39,14 @@ def space_key(space: Any) -> str:
         An NNI ``ModelSpace``.
     """
     kind = type(space)
+    layers = space.modules() if hasattr(space, "modules") else ()
+    kinds = {one for part in (space, *layers) for one in type(part).__mro__}
     parts = {
         "name": kind.__qualname__,
         "arguments": _plain([getattr(space, "trace_args", []), getattr(space, "trace_kwargs", {})]),
         "choices": search_space(space),
-        "source": _digest(_sources(kind)),
+        "source": _digest(_sources(kinds)),
+        "code": sorted(_code_of(one) for one in kinds if one.__module__ == "__main__"),
     }
     return json.dumps(parts, sort_keys=True)
 
@@ -89,28 +94,47 @@ def _plain(value: Any, inside: tuple[int, ...] = ()) -> Any:
     )
 
 
-def _sources(kind: type) -> list[Path]:
-    """The files of a user's own that define a class: its module's, and those beside it that this imports.
+def _sources(kinds: Iterable[type]) -> list[Path]:
+    """The files of a user's own that define classes: their modules', and those beside them that these import.
 
     Installed packages have a version and are not edited; the one that says so is not in the key, as that of torch is.
     """
-    try:
-        file = inspect.getsourcefile(kind)
-    except TypeError:  # made in an interactive session, or sent as bytes
-        file = None
-    if file is None or not Path(file).is_file():
-        return []
-    path = Path(file).resolve()
-    if _is_installed(path):
-        return []
-    found = {path: None}
-    waiting = [path]
+    found = {path: None for path in map(_file_of, kinds) if path is not None and not _is_installed(path)}
+    waiting = list(found)
     while waiting:
         for other in _imported(waiting.pop()):
             if other not in found:
                 found[other] = None
                 waiting.append(other)
     return sorted(found)
+
+
+def _file_of(kind: type) -> Path | None:
+    try:
+        file = inspect.getsourcefile(kind)
+    except (TypeError, OSError):  # built in, or made in an interactive session
+        return None
+    return Path(file).resolve() if file is not None and Path(file).is_file() else None
+
+
+def _code_of(kind: type) -> str:
+    """A digest of a class's code. One of ``__main__`` may have no file (a notebook), or reach a trial as bytes."""
+    code = {name: [_plain_code(value.__code__) for value in _functions(member)] for name, member in vars(kind).items()}
+    return hashlib.sha256(json.dumps([kind.__qualname__, code], sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _functions(member: Any) -> Iterator[Any]:
+    """The function that a member of a class is, and what wraps it."""
+    member = getattr(member, "fget", getattr(member, "__func__", member))
+    while member is not None:
+        if inspect.isfunction(member):
+            yield member
+        member = getattr(member, "__wrapped__", None)
+
+
+def _plain_code(code: CodeType) -> list[Any]:
+    constants = [_plain_code(item) if isinstance(item, CodeType) else _plain(item) for item in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]
 
 
 def _is_installed(path: Path) -> bool:

@@ -15,7 +15,8 @@ import logging
 import math
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from nni_cssnas.tuners.failures import Failures
 from nni_cssnas.tuners.journal import Entry, Journal
 from nni_cssnas.tuners.space import Mutation, Params, format_space
 
-__all__ = ["Params", "SearchTuner", "finite_score"]
+__all__ = ["Params", "SearchTuner", "check_number", "finite_score"]
 
 ATTEMPTS = 500
 """Proposals in a row that may break the constraints."""
@@ -97,6 +98,9 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             raise ConfigError(f"constant_liar_type is {liar!r}{nearest(liar, ('best', 'mean', 'worst'))}")
         if seed is not None and (not isinstance(seed, int) or seed < 0):
             raise ConfigError(f"seed is {seed!r}; it must be a whole number from 0")
+        for name, section in (("screen", screen), ("constraints", constraints)):
+            if section is not None and not isinstance(section, Mapping):
+                raise ConfigError(f"{name} is {section!r}; it must be a mapping, as {{proxy: proxy.yml}}")
         self.optimize_mode = OptimizeMode(optimize_mode)
         self._liar = liar
         self.liar = create_liar(liar)
@@ -163,11 +167,18 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
                 self._change_space(space)
             except ConfigError as error:
                 _logger.error("the new search space cannot be used, so the former stays: %s", error)
+            except Exception:
+                _logger.exception("the new search space cannot be used, so the former stays")
 
     def _take_space(self, space: Any) -> None:
+        before = self.space
         self.space = format_space(space)
+        try:
+            self.begin(space)
+        except Exception:
+            self.space = before
+            raise
         self.dedup = Mutation(self.space, self.rng)
-        self.begin(space)
 
     def _change_space(self, space: Any) -> None:
         """Take a new search space in the middle of the search, and what is known by value."""
@@ -228,13 +239,19 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         with self._lock:
             if self._failures.hopeless():
                 raise NoMoreTrialError
-            parameters = self._screened(parameter_id) if self._screens else self._propose(parameter_id)
-            self._journal.proposed(parameter_id, parameters)
+            try:
+                parameters = self._screened(parameter_id) if self._screens else self._propose(parameter_id)
+                self._journal.proposed(parameter_id, parameters)
+            except NoMoreTrialError:
+                raise
+            except Exception as error:
+                _logger.exception("nothing can be proposed, so the search ends: %s", error)
+                raise NoMoreTrialError from None
             return parameters
 
     def receive_trial_result(self, parameter_id: int, parameters: Any, value: Any, **kwargs: Any) -> None:
         """Learn from a trial's final metric."""
-        with self._lock:
+        with self._going_on("a result"):
             params = self._params.get(parameter_id)
             if params is None:
                 _logger.warning("ignored a result for parameters %s, which were never proposed", parameter_id)
@@ -249,7 +266,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
 
     def trial_end(self, parameter_id: int, success: bool, **kwargs: Any) -> None:
         """Learn that a trial failed; one that succeeded tells its score by itself, perhaps later."""
-        with self._lock:
+        with self._going_on("the end of a trial"):
             self._running_params.pop(parameter_id, None)
             params = self._params.get(parameter_id)
             if params is not None and not success and parameter_id not in self._judged:
@@ -258,7 +275,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
 
     def import_data(self, data: Any) -> None:
         """Learn from finished trials that NNI replays on ``nnictl resume``; what is known, or does not fit, is left out."""
-        with self._lock:
+        with self._going_on("imported data"):
             taken = 0
             for trial in load(data) if isinstance(data, str) else data:
                 trial = load(trial) if isinstance(trial, str) else trial
@@ -272,6 +289,15 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
                     self._journal.imported(deformat_parameters(params, self.space), score)
                     taken += 1
             _logger.info("took over %d finished trials", taken)
+
+    @contextmanager
+    def _going_on(self, what: str) -> Iterator[None]:
+        """Hold the lock, and log an exception, which would leave the experiment without a tuner."""
+        with self._lock:
+            try:
+                yield
+            except Exception:
+                _logger.exception("%s could not be taken, and the search goes on", what)
 
     # ---- proposals --------------------------------------------------------------------------------
 
@@ -313,6 +339,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             if self._feasibility is None:
                 from nni_cssnas.screening import Feasibility  # torch: only for who asks for it
 
+                assert self._constraints_proxy is not None
                 self._feasibility = Feasibility(self._constraints, self._constraints_proxy)
             return self._feasibility.problem(parameters)  # type: ignore[no-any-return]
         except Exception as error:
@@ -407,6 +434,13 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         if self.liar:
             self.liar.update(loss)
         return loss
+
+
+def check_number(name: str, value: Any, *, whole: bool = False) -> None:
+    """Refuse an argument that is no positive number, or too large to be meant. Raises ConfigError."""
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not 0 < value <= 10**6:
+        kind = "whole number" if whole else "number"
+        raise ConfigError(f"{name} is {value!r}; it must be a {kind} above 0, and at most {10**6}")
 
 
 def finite_score(value: Any) -> float | None:

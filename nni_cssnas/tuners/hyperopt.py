@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from hyperopt import hp, pyll, rand, tpe
 from hyperopt.base import miscs_update_idxs_vals
 
 from nni_cssnas.errors import ConfigError
-from nni_cssnas.tuners.base import SearchTuner
+from nni_cssnas.tuners.base import SearchTuner, check_number
 from nni_cssnas.tuners.space import Params, check_choices, is_constant, is_nested
 
 __all__ = ["Hyperopt", "hyperopt_space"]
@@ -59,14 +60,10 @@ class Hyperopt(SearchTuner):
         screen: dict[str, Any] | None = None,
         constraints: dict[str, Any] | None = None,
     ) -> None:
-        for name, value, least in (
-            ("gamma", gamma, 0.0),
-            ("n_startup_jobs", n_startup_jobs, 1),
-            ("n_EI_candidates", n_EI_candidates, 1),
-            ("prior_weight", prior_weight, 0.0),
-        ):
-            if not isinstance(value, (int, float)) or value < least or (least == 0 and value == 0):
-                raise ConfigError(f"{name} is {value!r}; it must be {'more than 0' if least == 0 else 'at least 1'}")
+        check_number("gamma", gamma)
+        check_number("n_startup_jobs", n_startup_jobs, whole=True)
+        check_number("n_EI_candidates", n_EI_candidates, whole=True)
+        check_number("prior_weight", prior_weight)
         super().__init__(optimize_mode, seed, screen, constraints, unique=unique)
         self.gamma = gamma
         self.n_startup_jobs = n_startup_jobs
@@ -76,8 +73,13 @@ class Hyperopt(SearchTuner):
 
     def begin(self, space: Mapping[str, Any]) -> None:
         """Translate the search space, and let hyperopt build its estimator for it."""
-        self._forget_all()
+        labels = Counter(map(_label, self.space))
+        if repeated := [label for label, number in labels.items() if number > 1]:
+            raise ConfigError(
+                f"two choices of search_space.json are named {repeated[0]} to hyperopt; rename one without '/'"
+            )
         self._domain = hyperopt.Domain(lambda _: 0.0, hyperopt_space(space))
+        self._forget_all()
         self._observed, self._losses, self._posterior = tpe.build_posterior_wrapper(
             self._domain, self.prior_weight, self.gamma
         )

@@ -31,8 +31,11 @@ RANGES = {
 WIDEST = 1e9
 """How many times wider than declared a distribution may become to find a value that is new."""
 
-LARGEST_LOG = 700.0
-"""Beyond it, the exponential is no float."""
+LARGEST, LARGEST_LOG = 1e300, 700.0
+"""Beyond them, a width, or an exponential, is no float."""
+
+MOST_STEPS = 2**53
+"""Beyond it, a float does not tell neighbouring whole numbers apart."""
 
 
 class _Spec(ParameterSpec):  # type: ignore[misc]
@@ -75,7 +78,7 @@ def check_choices(space: Any, parent: tuple[Any, ...] = ()) -> None:
         if not isinstance(choice, Mapping) or not {"_type", "_value"} <= choice.keys():
             raise ConfigError(f"{what} is {choice!r}; it must be a mapping with _type and _value")
         kind, values = choice["_type"], choice["_value"]
-        if kind != "choice" and kind not in RANGES:
+        if not isinstance(kind, str) or (kind != "choice" and kind not in RANGES):
             raise ConfigError(f"{what} has _type {kind!r}{nearest(kind, ('choice', *RANGES))}")
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{what} has _value {values!r}; it must be a list with something in it")
@@ -87,23 +90,31 @@ def check_choices(space: Any, parent: tuple[Any, ...] = ()) -> None:
 
 
 def _check_range(what: str, kind: str, values: list[Any]) -> None:
-    numbers = [value for value in values if isinstance(value, (int, float)) and math.isfinite(value)]
+    numbers = [value for value in values if isinstance(value, (int, float)) and abs(value) <= LARGEST]
     if len(numbers) != len(values) or len(values) != RANGES[kind]:
-        raise ConfigError(f"{what}, a {kind}, has _value {values!r}; it must be {RANGES[kind]} finite numbers")
+        raise ConfigError(
+            f"{what}, a {kind}, has _value {values!r:.200}; it must be {RANGES[kind]} finite numbers, of at most {LARGEST:g}"
+        )
     first, second = values[:2]
     problem = None
     if kind == "randint":
         if math.ceil(second) <= math.ceil(first):
             problem = "the second number must be larger than the first, which is the smallest value"
+        elif second - first > MOST_STEPS:
+            problem = f"it must not have more than {MOST_STEPS} values"
     elif "normal" in kind:
         if second < 0:
             problem = "the second number, the standard deviation, must not be negative"
+        elif "log" in kind and abs(first) + 10 * second > LARGEST_LOG:
+            problem = f"both are of the logarithm, and 10 deviations from the mean it must not exceed {LARGEST_LOG:g}"
     elif second < first:
         problem = "the second number must not be smaller than the first"
     elif "log" in kind and first <= 0:
         problem = "the first number must be more than 0, since its logarithm is taken"
     if problem is None and kind.startswith("q") and values[2] <= 0:
         problem = "the third number, the step, must be more than 0"
+    elif problem is None and kind.startswith("q") and "normal" not in kind and second - first > MOST_STEPS * values[2]:
+        problem = "the third number, the step, is too small for so wide a range"
     if problem:
         raise ConfigError(f"{what}, a {kind}, has _value {values!r}; {problem}")
 

@@ -12,7 +12,7 @@ from nni.algorithms.hpo.tpe_tuner import TpeArguments
 from numpy.typing import NDArray
 
 from nni_cssnas.errors import ConfigError, nearest
-from nni_cssnas.tuners.base import SearchTuner
+from nni_cssnas.tuners.base import SearchTuner, check_number
 from nni_cssnas.tuners.space import Params, is_constant
 
 __all__ = ["Tpe"]
@@ -61,9 +61,13 @@ class Tpe(SearchTuner):
         screen: dict[str, Any] | None = None,
         constraints: dict[str, Any] | None = None,
     ) -> None:
-        for name in tpe_args or {}:
+        if tpe_args is not None and not isinstance(tpe_args, Mapping):
+            raise ConfigError(f"tpe_args is {tpe_args!r}; it must be a mapping")
+        for name, value in (tpe_args or {}).items():
             if name not in TpeArguments._fields:
                 raise ConfigError(f"unknown key {name!r} in tpe_args{nearest(name, TpeArguments._fields)}")
+            if name != "constant_liar_type":
+                check_number(name, value, whole=isinstance(TpeArguments._field_defaults[name], int))
         self.args = TpeArguments(**(tpe_args or {}))
         super().__init__(optimize_mode, seed, screen, constraints, liar=self.args.constant_liar_type)
         self._table = _Table()

@@ -13,6 +13,7 @@ from nni.tools.package_utils.config_manager import get_all_algo_meta
 
 from nni_cssnas.bridge import experiment_file
 from nni_cssnas.bridge.experiment_file import check_experiment, count_gpus
+from nni_cssnas.cli import experiments, watching
 from nni_cssnas.errors import ConfigError
 
 GOOD: dict[str, Any] = {
@@ -41,6 +42,25 @@ def check(tmp_path: Path) -> Check:
         return check_experiment(tmp_path / "experiment.yml").trials
 
     return run
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -m nni_cssnas.trial proxy.yml 2>&1 | tee log",
+        "python -m nni_cssnas.trial && echo done",
+        "python -m nni_cssnas.trial proxy.yml; echo done",
+        "python -m nni_cssnas.trial 2> log",
+        "python -mnni_cssnas.trial 'proxy.yml' # a note",
+        "(cd . && python -m nni_cssnas.trial proxy.yml)",
+        "bash -c 'python -m nni_cssnas.trial proxy.yml'",
+    ],
+)
+def test_the_proxy_of_a_shells_command(command: str, check: Check, tmp_path: Path) -> None:
+    check(trialCommand=command)
+    proxy = check_experiment(tmp_path / "experiment.yml").proxy
+    assert proxy is not None
+    assert proxy.score == "contrastive"
 
 
 def test_a_good_experiment_is_accepted(check: Check) -> None:
@@ -186,6 +206,13 @@ def test_a_tuner_of_the_users_own(check: Check, tmp_path: Path) -> None:
         ({"trialCommand": None}, "NNI refuses it: .*trial_command"),
         ({"trainingService": {"platform": "lokal"}}, "NNI refuses it"),
         ({"tuner": None}, "NNI refuses it: .*tuner must be set"),
+        ({"trialCodeDirectory": "~nobody-of-that-name/x"}, "trialCodeDirectory is '~nobody"),
+        ({"experimentWorkingDirectory": "x" * 3000}, "experimentWorkingDirectory is .*too long"),
+        ({"searchSpaceFile": "a\0b"}, "searchSpaceFile"),
+        ({"maxExperimentDuration": [1]}, r"maxExperimentDuration is \[1\]"),
+        ({"tuner": {**GOOD["tuner"], "codeDirectory": "~nobody-of-that-name"}}, "codeDirectory of the tuner is"),
+        ({"tuner": {**GOOD["tuner"], "classArgs": {1: 2}}}, "its key 1 is not a text"),
+        ({"tuner": {**GOOD["tuner"], "classArgs": {"screen": 3}}}, "screen is 3; it must be a mapping"),
         ({"advisor": {"className": "nni_cssnas.tuners.hyperband.Hyperband"}}, "You should only set"),
     ],
 )  # fmt: skip
@@ -193,6 +220,15 @@ def test_settings_that_nni_answers_with_a_traceback(settings: dict[str, Any], me
     with pytest.raises(ConfigError, match=message) as caught:
         check(**settings)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_tuner_that_passes_its_arguments_on(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "passing_tuner.py").write_text("class Passing:\n    def __init__(self, **arguments): pass\n")
+    tuner: dict[str, Any] = {"className": "passing_tuner.Passing", "codeDirectory": "."}
+    check(tuner=tuner)
+    check(tuner={**tuner, "classArgs": {"optimize_mode": "maximize"}})
+    with pytest.raises(ConfigError, match=r"optimize_mode of tuner .* is 'minimize'"):
+        check(tuner={**tuner, "classArgs": {"optimize_mode": "minimize"}})
 
 
 @pytest.mark.parametrize(
@@ -351,3 +387,25 @@ def test_an_assessor_needs_results_that_it_can_judge(
         return
     with pytest.raises(ConfigError, match=message):
         check_experiment(path)
+
+
+def test_a_home_that_cannot_be_written_is_named(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "home").write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(
+        ConfigError, match=r"its default is .*home/nni-experiments, but .*home is a file; name a folder"
+    ):
+        check()
+
+
+def test_images_and_device_of_other_machines_are_not_looked_at_here(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[Any] = []
+    monkeypatch.setattr(experiments, "_rehearse", lambda *given: looked.append(given))
+    monkeypatch.setattr(watching, "follow", lambda start, **settings: None)
+    machine = {"host": "192.0.2.1", "user": "somebody", "password": "x"}
+    for service, expected in (({"platform": "remote", "machineList": [machine]}, 0), ({"platform": "local"}, 1)):
+        check(proxy="images: {source: /on/another/machine}", trainingService=service, nniManagerIp="192.0.2.2")
+        experiments.run(tmp_path / "experiment.yml")
+        assert len(looked) == expected

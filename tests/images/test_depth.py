@@ -147,6 +147,11 @@ def test_formats_that_say_their_depth_are_scaled_by_pillow(tmp_path: Path) -> No
     (tmp_path / "a.pgm").write_bytes(b"P5 4 4 4095\n" + np.full(16, 2048, ">u2").tobytes())
     assert decode.needed_bits(tmp_path / "a.pgm") == 0
     assert (decode.load(tmp_path / "a.pgm", 8, bits=12) == 128).all()
+    # One that declares 16 is as a PNG.
+    (tmp_path / "b.pgm").write_bytes(b"P5 4 4 65535\n" + np.full(16, 2048, ">u2").tobytes())
+    assert decode.can_be_deep("b.pgm")
+    assert decode.needed_bits(tmp_path / "b.pgm") == 12
+    assert (decode.load(tmp_path / "b.pgm", 8, bits=12) == 128).all()
 
 
 def test_a_damaged_memory_is_replaced(tmp_path: Path) -> None:

@@ -143,6 +143,14 @@ def test_copies_on_both_sides_are_named(tmp_path: Path, resident_gb: float) -> N
         load_labelled(train, 16, val=val, resident_gb=resident_gb)
 
 
+def test_a_label_beyond_all_images_is_refused(tmp_path: Path) -> None:
+    """Before a name is made for each of 10^12 classes."""
+    path = tmp_path / "far.npz"
+    np.savez(path, images=np.zeros((2, 8, 8, 3), np.uint8), labels=np.array([0, 10**12]))
+    with pytest.raises(ImagesError, match="has 2 images, but the label 1000000000000"):
+        load_labelled(path, 8, cache_dir=tmp_path)
+
+
 def test_copies_in_an_array_are_named(tmp_path: Path, npz: Path) -> None:
     saved = dict(np.load(npz))
     np.savez(tmp_path / "val.npz", images=saved["images"][5:9], labels=saved["labels"][5:9], classes=saved["classes"])

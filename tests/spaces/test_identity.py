@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from nni_cssnas import CellSpace
+from nni_cssnas.config import ProxyConfig
+from nni_cssnas.proxy import Proxy, References
 from nni_cssnas.spaces import identity
 from nni_cssnas.spaces.identity import MEASURED_BY, own_sources, space_key
 
@@ -32,50 +35,63 @@ from torch import nn
 def block(w_in, w_out):
     return nn.Conv2d(w_in, w_out, {kernel})
 """
-ASK = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import space_x; from nni_cssnas.spaces.identity import space_key\n"
-    "print(space_key(space_x.Own(**eval(sys.argv[2]))))"
-)
+ASK = """
+import json, sys
+from nni_cssnas.spaces.identity import space_key
+for folder, arguments in json.loads(sys.argv[1]):
+    sys.path.insert(0, folder)
+    import space_x, layers_x
+    print(space_key(space_x.Own(**eval(arguments))))
+    sys.path.remove(folder)
+    del sys.modules["space_x"], sys.modules["layers_x"]
+"""
 
 
-def asked(folder: Path, arguments: str = "{}") -> str:
-    """The key of the space in ``folder``, as another process sees it."""
-    command = [sys.executable, "-W", "ignore", "-c", ASK, str(folder), arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+def asked(*spaces: tuple[Path, str]) -> list[str]:
+    """The keys of the spaces in these folders, made with these arguments, as another process sees them."""
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        ASK,
+        json.dumps([(str(folder), given) for folder, given in spaces]),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-len(spaces) :]
+
+
+def written(folder: Path, kernel: int = 5, layer: int = 1, more: str = "") -> Path:
+    folder.mkdir()
+    (folder / "space_x.py").write_text(SPACE.format(layers="layers_x", kernel=kernel))
+    (folder / "layers_x.py").write_text(LAYERS.format(kernel=layer) + more)
+    return folder
 
 
 @pytest.mark.slow
 def test_an_edited_space_has_another_key(tmp_path: Path) -> None:
-    def write(kernel: int = 5, layer: int = 1) -> None:
-        (tmp_path / "space_x.py").write_text(SPACE.format(layers="layers_x", kernel=kernel))
-        (tmp_path / "layers_x.py").write_text(LAYERS.format(kernel=layer))
-
-    write()
-    first = asked(tmp_path)
-    assert asked(tmp_path) == first
-    assert asked(tmp_path, "{'width': 16}") != first
-    write(kernel=7)  # the candidates have the same numbers
-    assert asked(tmp_path) != first
-    write(layer=3)  # only a module that the space's imports
-    assert asked(tmp_path) != first
-    write()
-    (tmp_path / "unrelated.py").write_text("x = 1\n")
-    assert asked(tmp_path) == first
+    first = written(tmp_path / "first")
+    same = written(tmp_path / "same")
+    (same / "unrelated.py").write_text("x = 1\n")
+    others = [
+        (first, "{'width': 16}"),
+        (written(tmp_path / "candidates", kernel=7), "{}"),  # the candidates have the same numbers
+        (written(tmp_path / "layers", layer=3), "{}"),  # only a module that the space's imports
+    ]
+    spaces = [(first, "{}"), (same, "{}"), *others]
+    keys = asked(*spaces)
+    assert keys == asked(*spaces)
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4
 
 
 @pytest.mark.slow
 def test_an_object_among_the_arguments_has_no_address_in_the_key(tmp_path: Path) -> None:
-    (tmp_path / "space_x.py").write_text(SPACE.format(layers="layers_x", kernel=5))
-    (tmp_path / "layers_x.py").write_text(
-        LAYERS.format(kernel=1) + "class Act:\n    def __init__(self, a): self.a = a\n"
-    )
-
-    def key(value: int) -> str:
-        return asked(tmp_path, f"{{'activation': __import__('layers_x').Act({value})}}")
-
-    assert " at 0x" not in key(1)
-    assert key(1) == key(1)
-    assert key(1) != key(2)
+    folder = written(tmp_path / "x", more="class Act:\n    def __init__(self, a): self.a = a\n")
+    spaces = [(folder, f"{{'activation': layers_x.Act({value})}}") for value in (1, 1, 2)]
+    keys = asked(*spaces)
+    assert " at 0x" not in keys[0]
+    assert keys[0] == keys[1] != keys[2]
+    assert keys == asked(*spaces)
 
 
 def test_plain_values() -> None:
@@ -105,3 +121,42 @@ def test_our_own_code_is_part_of_the_references_key(monkeypatch: pytest.MonkeyPa
     (tmp_path / "scores" / "new.py").write_text("")
     monkeypatch.setattr(identity, "PACKAGE", tmp_path)
     assert own_sources.__wrapped__() != before
+
+
+INTERACTIVE = """
+import torch
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from torch import nn
+
+class Layer(nn.Module):
+    def forward(self, images):
+        return images * {factor} if images.dtype in {{torch.float32, torch.float64}} else images
+
+class Own(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        self.stem = Layer()
+        self.body = LayerChoice([nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, {kernel})], label="body")
+"""
+
+
+def test_a_space_of_a_notebook_is_known_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))  # it has no file
+
+    def key(factor: int = 2, kernel: int = 5) -> str:
+        names: dict[str, Any] = {"__name__": "__main__"}
+        exec(INTERACTIVE.format(factor=factor, kernel=kernel), names)
+        return space_key(names["Own"]())
+
+    assert key() == key()
+    assert key(kernel=7) != key()
+    assert key(factor=3) != key()  # only a layer's code
+
+
+def test_the_layer_of_the_logits_is_part_of_the_references_key() -> None:
+    def key(classifier: str | None) -> str:
+        config = ProxyConfig(images={"max_images": 64}, space={"classifier": classifier})
+        return Proxy(config, References("space", lambda seed: iter(())))._reference_key()
+
+    assert key(None) == key(None)
+    assert len({key(None), key(""), key("classifier")}) == 3

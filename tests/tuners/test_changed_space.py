@@ -156,6 +156,26 @@ def test_an_error_in_the_search_itself_gives_a_random_proposal(
     assert "nothing was learned from" in caplog.text
 
 
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_nothing_that_goes_wrong_inside_reaches_nni(
+    make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuner = make()
+    tuner.update_search_space(space("a", "b", "c"))
+    tuner.generate_parameters(0)
+    tuner.import_data([1, {"parameter": 3}, None])
+    assert "imported data could not be taken" in caplog.text
+    monkeypatch.setattr(tuner._journal, "judged", lambda *_: 1 / 0)
+    tuner.receive_trial_result(0, {}, 1.0)
+    assert "a result could not be taken" in caplog.text
+    monkeypatch.setattr(tuner, "begin", lambda space: 1 / 0)
+    tuner.update_search_space(space("a", "b"))
+    assert "the new search space cannot be used, so the former stays" in caplog.text
+    monkeypatch.setattr(tuner._journal, "proposed", lambda *_: 1 / 0)
+    with pytest.raises(NoMoreTrialError):
+        tuner.generate_parameters(1)
+
+
 def test_the_end_of_a_space_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     tuner = Tpe(seed=0)
     tuner.update_search_space({"x": {"_type": "choice", "_value": [1]}})

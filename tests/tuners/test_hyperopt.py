@@ -125,8 +125,8 @@ def test_resumes_from_its_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"gamma": 0}, "gamma is 0; it must be more than 0"),
-        ({"n_startup_jobs": 0}, "n_startup_jobs is 0; it must be at least 1"),
+        ({"gamma": 0}, "gamma is 0; it must be a number above 0"),
+        ({"n_startup_jobs": 0}, "n_startup_jobs is 0; it must be a whole number above 0"),
         ({"n_EI_candidates": "x"}, "n_EI_candidates is 'x'"),
         ({"optimize_mode": "maximise"}, "did you mean 'maximize'"),
         ({"seed": -1}, "seed is -1"),

@@ -160,6 +160,11 @@ def test_choices_below_choices_that_are_not_open() -> None:
         ({"x": number("loguniform", 0, 1)}, "the first number must be more than 0"),
         ({"x": number("normal", 0, -1)}, "the standard deviation, must not be negative"),
         ({"x": number("randint", 0, 0)}, "must be larger than the first"),
+        ({"x": number("randint", 0, 2**70)}, "must not have more than"),
+        ({"x": {"_type": [], "_value": [1]}}, r"has _type \[\]"),
+        ({"x": number("uniform", 0, 10**400)}, "must be 2 finite numbers"),
+        ({"x": number("quniform", 0, 1e200, 1e-200)}, "the step, is too small"),
+        ({"x": number("lognormal", 0, 1000)}, "10 deviations from the mean"),
         ({"a": choice({"_name": "b", "x": number("randint", 3, 2)})}, "choice a/0/x of search_space.json"),
     ],
 )
@@ -169,6 +174,31 @@ def test_what_no_tuner_can_search(space: Any, message: str) -> None:
     for make in TUNERS.values():
         with pytest.raises(ConfigError, match=message):
             make(0).update_search_space(space)
+
+
+def test_names_that_hyperopt_cannot_tell_apart() -> None:
+    space = {"a/0/x": choice(1, 2), "a": choice({"_name": "b", "x": choice(1, 2)})}
+    with pytest.raises(ConfigError, match=r"two choices .* are named a/0/x to hyperopt"):
+        Hyperopt().update_search_space(space)
+    tuner = Hyperopt(seed=0)
+    tuner.update_search_space({"y": choice(1, 2)})
+    tuner.update_search_space(space)  # the former stays
+    assert tuner.generate_parameters(0).keys() == {"y"}
+
+
+@pytest.mark.parametrize("make", [Tpe, Hyperopt])
+@pytest.mark.parametrize("argument", [{"screen": 3}, {"constraints": [1]}])
+def test_sections_that_are_no_mappings(make: Any, argument: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"it must be a mapping, as {proxy: proxy.yml}"):
+        make(**argument)
+
+
+@pytest.mark.parametrize("value", [0, -1, "1", math.nan, 10**9, True, None])
+def test_numbers_among_the_arguments(value: Any) -> None:
+    with pytest.raises(ConfigError, match=r"n_startup_jobs is .* above 0"):
+        Hyperopt(n_startup_jobs=value)
+    with pytest.raises(ConfigError, match=r"n_ei_candidates is .* above 0"):
+        Tpe(tpe_args={"n_ei_candidates": value})
 
 
 CONSTANTS = {
