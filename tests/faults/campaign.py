@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import image_faults
@@ -22,7 +23,7 @@ LONG = 1000
 
 def run(faults: int, seed: int, folder: Path, *, running: bool = True) -> Campaign:
     """A campaign of about so many faults."""
-    campaign = Campaign(folder, seed)
+    campaign = Campaign(folder, seed, partial(print, flush=True))
     scale = faults / LONG
     text_faults.inject_all(campaign, scale)
     image_faults.inject_all(campaign, scale)
