@@ -37,7 +37,7 @@ class TrialRecord:
     experiment, trial, sequence
         NNI's ids; ``sequence`` is the trial's number in the portal, or -1 outside of NNI.
     parameter_id
-        NNI's id of the parameters, or None.
+        NNI's id of the parameters (a text where Hyperband or BOHB gives it), or None.
     parameters
         The choices, as the tuner proposed them.
     genotype
@@ -66,7 +66,7 @@ class TrialRecord:
     experiment: str
     trial: str
     sequence: int
-    parameter_id: int | None
+    parameter_id: int | str | None
     parameters: dict[str, Any]
     genotype: dict[str, Any] | None = None
     seed: int | None = None

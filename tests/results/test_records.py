@@ -4,7 +4,7 @@ import json
 import os
 import tempfile
 import warnings
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +32,12 @@ def test_records_round_trip_and_come_in_order(tmp_path: Path) -> None:
     assert [item.sequence for item in records] == [1, 2, 10]
     assert records[0] == record(1, 0.1, components={"loss": 1.5}, epoch_losses=[2.0, 1.5])
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_an_advisors_id_of_the_parameters_is_a_text(tmp_path: Path) -> None:
+    advised = replace(record(1, 0.5), parameter_id="2_0_1")
+    advised.write(tmp_path / "a")
+    assert read_records(tmp_path) == [advised]
 
 
 def test_a_damaged_record_is_named_and_left_out(tmp_path: Path) -> None:
