@@ -9,6 +9,7 @@ import json
 import math
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -40,6 +41,10 @@ __all__ = [
     "resume",
     "view",
 ]
+
+
+ALMOST_FULL = 2**20
+"""Bytes: a disk with less space is full for a manager."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,9 @@ class Experiment:
         said = (
             f"its last error is: {reason} ({log})" if reason else f"its log tells no error{f' ({log})' if log else ''}"
         )
+        # A manager that ends of a full disk cannot write why.
+        if log and shutil.disk_usage(log.parent).free < ALMOST_FULL:
+            said = f"the disk is full, make space first ({log.parent.parent})"
         return f"{error}; {said}; what has finished is kept, go on with: nni-cssnas resume {self.id}"
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -127,6 +128,19 @@ def test_the_last_error_of_a_manager_that_ended_is_told(tmp_path: Path, monkeypa
     assert str(tmp_path / "log" / "nnimanager.log") in message
     assert "nni-cssnas resume abc" in message
     assert "\n" not in message
+
+
+def test_a_full_disk_of_which_a_manager_ended_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "nnimanager.log").write_text("[2026-01-01] INFO all is well\n")  # it could not write more
+    monkeypatch.setattr(launch, "find_experiment", lambda name: tmp_path)
+    for free, said in (
+        (4096, rf"the disk is full, make space first \({tmp_path}\); .* resume abc"),
+        (2**30, "no error"),
+    ):
+        monkeypatch.setattr(launch.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        with manager({4: "end"}) as found, pytest.raises(ExperimentError, match=said):
+            list(launch.Experiment("abc", found.port).watch(interval=0.01))
 
 
 @pytest.mark.parametrize(

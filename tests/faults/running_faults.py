@@ -433,30 +433,36 @@ def _fill_disk(stub: Stub, disk: Path, disturbed: set[str]) -> str:
                         break
             except OSError:
                 continue
-    progress = stub.experiment.progress()
-
-    def told() -> bool:
-        nonlocal progress
-        try:
-            progress = stub.experiment.progress()
-        except ExperimentError:
-            return not stub.processes("manager")
-        return progress.ended
-
-    noticed = wait(told, PATIENCE, 0.5)
-    said = "; ".join(progress.errors)
+    noticed, said = _told_of_the_end(stub)
     disturbed |= {trial["trialJobId"] for trial in _listing(stub)}
     stub.end()
     filler.unlink()
-    check(noticed, "hung", f"the full disk was not noticed: {progress}")
-    check(stub.journal.read_bytes().startswith(whole), "lost", "the journal is damaged")
+    is_whole = stub.journal.read_bytes().startswith(whole)
+    stub.resume()
+    check(noticed, "hung", f"the full disk was not noticed: {said}")
+    check(is_whole, "lost", "the journal is damaged")
     check("full" in said.lower() or "space" in said.lower(), "unclear", f"said: {said!r}")
     check(len(said.splitlines()) == 1, "unclear", f"not one line: {said!r}")
-    stub.resume()
     check(stub.await_more(1, PATIENCE), "hung", f"no score after it was resumed: {stub.status()}")
     verdict = stub.verdict(disturbed)
     check(verdict.good, "wrong", str(verdict))
     return "full"
+
+
+def _told_of_the_end(stub: Stub) -> tuple[bool, str]:
+    """Whether who watches hears within a minute that the experiment does not go on, and of what."""
+    begun = time.monotonic()
+    said = ""
+    try:
+        for progress in stub.experiment.watch(0.5, silence=PATIENCE):
+            said = "; ".join(progress.errors)
+            if progress.ended:
+                return True, said or f"{progress}"
+            if time.monotonic() > begun + PATIENCE:
+                return False, f"{progress}"
+    except ExperimentError as error:
+        said = str(error)
+    return True, said
 
 
 def _listing(stub: Stub) -> list[dict[str, Any]]:
