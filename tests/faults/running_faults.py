@@ -38,6 +38,7 @@ TRANSIT = 5.0
 
 def inject_all(campaign: Campaign, scale: float) -> None:
     """Every group, ``scale`` times its size in the long campaign; a short one leaves out what takes longest."""
+    scale = scale if scale >= SHORT else FEW
     home = campaign.folder / "home"
     (home / "small").mkdir(parents=True)
     with mock.patch.dict(os.environ, HOME=str(home), NNI_CSSNAS_CACHE=str(home / "cache")):
@@ -50,6 +51,9 @@ def inject_all(campaign: Campaign, scale: float) -> None:
 
 SHORT = 0.5
 """Below this part of the long campaign it is a short one."""
+
+FEW = 0.06
+"""The part of it that a short one is."""
 
 
 def some(number: int, scale: float) -> int:
