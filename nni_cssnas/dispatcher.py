@@ -8,20 +8,31 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
 
 from nni_cssnas.base.threads import wait_politely
 
-__all__ = ["end_with", "is_dispatcher", "manager_of", "plain_json", "prepare", "take_plain_json"]
+__all__ = [
+    "end_with",
+    "is_dispatcher",
+    "manager_of",
+    "plain_json",
+    "prepare",
+    "take_plain_json",
+    "trial_code_directory",
+]
 
 _logger = logging.getLogger("nni.tuner.cssnas")
 
@@ -43,6 +54,20 @@ def prepare() -> None:
         _logger.warning("the manager of this tuner was not found; the tuner may outlive it")
     else:
         end_with(manager)
+
+
+def trial_code_directory(arguments: Sequence[str] | None = None) -> Path | None:
+    """The folder of the trials' code, as this process was told it on its command line; None if it is no dispatcher.
+
+    A tuner that NNI knows by name has no ``codeDirectory``, and runs in the folder of the experiment's logs.
+    """
+    arguments = sys.argv if arguments is None else arguments
+    try:
+        encoded = arguments[arguments.index("--exp_params") + 1]
+        folder = json.loads(base64.b64decode(encoded))["trialCodeDirectory"]
+        return Path(folder)
+    except (ValueError, IndexError, KeyError, TypeError):
+        return None
 
 
 def manager_of(process: psutil.Process) -> psutil.Process | None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -17,3 +19,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoded images go to a folder of the test run, never to the user's cache."""
     monkeypatch.setenv("NNI_CSSNAS_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def _logging() -> dict[str, object]:
+    """What decides whether a warning of ours is heard."""
+    names = ("nni", "nni.tuner", "nni.tuner.cssnas")
+    return {"disable": logging.root.manager.disable} | {
+        f"{name}: {attribute}": getattr(logging.getLogger(name), attribute)
+        for name in names
+        for attribute in ("level", "propagate", "disabled")
+    }
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A test that silences a logger names itself, and not the next one that listens."""
+    before = _logging()
+    yield
+    now = _logging()
+    logging.disable(int(str(before["disable"])))
+    for key, value in before.items():
+        name, _, attribute = key.partition(": ")
+        if attribute == "level":
+            logging.getLogger(name).setLevel(int(str(value)))
+        elif attribute:
+            setattr(logging.getLogger(name), attribute, value)
+    assert {key: now[key] for key in now if now[key] != before[key]} == {}

@@ -73,9 +73,10 @@ def check_experiment(config: Path) -> Checked:
     raw = _read(config)
     settings = _plain(raw)
     proxy = _proxy_of(settings, config.parent)
+    trials = _code_directory(settings, config.parent)
     for section in ("tuner", "advisor", "assessor"):
         if settings.get(section) is not None:
-            _check_algorithm(section, settings[section], config.parent, proxy)
+            _check_algorithm(section, settings[section], config.parent, trials, proxy)
     _check_numbers(settings)
     _check_paths(settings, config.parent)
     _check_search_space(settings, config.parent)
@@ -83,7 +84,7 @@ def check_experiment(config: Path) -> Checked:
     _check_by_nni(raw, config)
     number = settings.get("maxtrialnumber")
     local = _local_service(settings) is not None
-    return Checked(number if isinstance(number, int) else None, proxy, _code_directory(settings, config.parent), local)
+    return Checked(number if isinstance(number, int) else None, proxy, trials, local)
 
 
 def count_gpus() -> int:
@@ -346,10 +347,10 @@ class _Algorithm:
     folder: Path
 
 
-def _check_algorithm(section: str, given: Any, base: Path, proxy: ProxyConfig | None) -> None:
+def _check_algorithm(section: str, given: Any, base: Path, trials: Path, proxy: ProxyConfig | None) -> None:
     if not isinstance(given, dict):
         raise ConfigError(f"{section} is {given!r}; write {section}: {OWN_TUNER}")
-    algorithm = _resolve(section, _plain(given), base)
+    algorithm = _resolve(section, _plain(given), base, trials)
     if algorithm is None:
         return
     if section != "advisor" and algorithm.class_name in ADVISORS.values():
@@ -364,8 +365,8 @@ def _check_algorithm(section: str, given: Any, base: Path, proxy: ProxyConfig | 
             _check_assessor(algorithm, proxy)
 
 
-def _resolve(section: str, given: Settings, base: Path) -> _Algorithm | None:
-    """Find the class that is meant, by NNI's name or its own."""
+def _resolve(section: str, given: Settings, base: Path, trials: Path) -> _Algorithm | None:
+    """Find the class that is meant, by NNI's name or its own; the former has no folder but that of the trials."""
     arguments = given.get("classargs") or {}
     if not isinstance(arguments, dict):
         raise ConfigError(f"classArgs of the {section} is {arguments!r}; it must be a mapping")
@@ -396,7 +397,7 @@ def _resolve(section: str, given: Settings, base: Path) -> _Algorithm | None:
         raise ConfigError(f"name of the {section} is {name!r}, which NNI does not know{nearest(name, _names(kind))}")
     if meta.name in UNSUITABLE:
         raise ConfigError(f"tuner {name} {UNSUITABLE[meta.name]}; use tuner: {OWN_TUNER}")
-    return _Algorithm(section, name, str(meta.class_name), {**(meta.class_args or {}), **arguments}, base)
+    return _Algorithm(section, name, str(meta.class_name), {**(meta.class_args or {}), **arguments}, trials)
 
 
 def _registered(name: str) -> Any:
@@ -421,7 +422,7 @@ def _check_own(algorithm: _Algorithm, proxy: ProxyConfig | None) -> None:
         raise ConfigError(f"className is {name!r}{nearest(name, VALIDATORS)}")
     validator = VALIDATORS[name]()
     with _importable(algorithm.folder):
-        validator.validate_class_args(**arguments)
+        validator.check(**arguments)
     if proxy is not None and hasattr(validator.tuner, "smallest"):
         budgets = validator.tuner(**arguments)
         try:

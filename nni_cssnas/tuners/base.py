@@ -28,6 +28,7 @@ from nni.common.hpo_utils import OptimizeMode, deformat_parameters, format_param
 from nni.tuner import Tuner
 
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
+from nni_cssnas.dispatcher import trial_code_directory
 from nni_cssnas.errors import ConfigError, nearest
 from nni_cssnas.tuners.failures import Failures
 from nni_cssnas.tuners.journal import Entry, Journal
@@ -454,17 +455,23 @@ def finite_score(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+class ProxyNotFoundError(ConfigError):
+    """The ``proxy.yml`` that a tuner's ``classArgs`` name is in no folder that was looked into."""
+
+
 def _load_proxy(section: ScreenConfig | ConstraintsConfig | None, setting: str) -> ProxyConfig | None:
-    """A tuner's ``proxy.yml``: looked for in the working folder, then where modules are (``codeDirectory``)."""
+    """A tuner's ``proxy.yml``: looked for in the working folder, where modules are (``codeDirectory``), beside the trials."""
     if section is None:
         return None
-    for folder in (Path.cwd(), *map(Path, sys.path)):
+    trials = trial_code_directory()
+    for folder in (Path.cwd(), *map(Path, sys.path), *([] if trials is None else [trials])):
         path = folder / section.proxy
         if path.is_file():
             # A space of the user's own lies beside its experiment.
             if str(path.parent.resolve()) not in sys.path:
                 sys.path.append(str(path.parent.resolve()))
             return ProxyConfig.load(path)
-    raise ConfigError(
-        f"{setting}: proxy is {str(section.proxy)!r}, which is neither in {Path.cwd()} nor in codeDirectory"
+    raise ProxyNotFoundError(
+        f"{setting}: proxy is {str(section.proxy)!r}, which is neither in {Path.cwd()} nor in codeDirectory "
+        "nor in trialCodeDirectory"
     )

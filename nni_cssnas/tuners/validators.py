@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from nni import ClassArgsValidator
 
 from nni_cssnas.errors import ConfigError, nearest
+from nni_cssnas.tuners.base import ProxyNotFoundError
 from nni_cssnas.tuners.curvefitting import Extrapolation
 from nni_cssnas.tuners.hyperband import Budgets
 from nni_cssnas.tuners.hyperopt import Hyperopt
@@ -28,6 +30,14 @@ class _Validator(ClassArgsValidator):  # type: ignore[misc]
     tuner: Callable[..., Any]
 
     def validate_class_args(self, **arguments: Any) -> None:
+        """What NNI calls, which does not say where the trials are: a ``proxy.yml`` beside them is looked for later.
+
+        Raises ConfigError if they are wrong.
+        """
+        with suppress(ProxyNotFoundError):
+            self.check(**arguments)
+
+    def check(self, **arguments: Any) -> None:
         """Make a tuner of them. Raises ConfigError if they are wrong."""
         known = inspect.signature(self.tuner).parameters
         for name in arguments:
@@ -57,12 +67,12 @@ class HyperbandValidator(_Validator):
 class BohbValidator(_Validator):
     """For :class:`~nni_cssnas.tuners.bohb.Bohb`, and whether what it needs is installed."""
 
-    def validate_class_args(self, **arguments: Any) -> None:
+    def check(self, **arguments: Any) -> None:
         """Make a tuner of them. Raises ConfigError if they are wrong, or an extra is missing."""
         from nni_cssnas.tuners.bohb import Budgets as BohbBudgets  # statsmodels: only for who asks for it
 
         self.tuner = BohbBudgets
-        super().validate_class_args(**arguments)
+        super().check(**arguments)
 
 
 class CurvefittingValidator(_Validator):

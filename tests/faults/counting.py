@@ -182,7 +182,9 @@ def listening(*, expect: type[CssnasError] | None = None) -> Iterator[Heard]:
         ``unclear`` if the error has several lines, or none came.
     """
     heard = Heard()
-    logging.getLogger("nni").setLevel(logging.WARNING)  # what NNI prints of itself
+    nni = logging.getLogger("nni")
+    level = nni.level
+    nni.setLevel(logging.WARNING)  # what NNI prints of itself
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: heard.lines.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("nni.tuner.cssnas")
@@ -205,6 +207,7 @@ def listening(*, expect: type[CssnasError] | None = None) -> Iterator[Heard]:
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
+        nni.setLevel(level)
     if expect is not None and heard.error is None:
         raise FindingError("unclear", f"no {expect.__name__}; said: {heard.text!r}")
 

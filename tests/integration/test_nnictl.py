@@ -172,4 +172,4 @@ def test_the_portal_shows_loss_curves_and_hyper_parameters(finished: Finished, t
     assert shown.keys() == records.keys()
     for trial, data in shown.items():
         assert data == pytest.approx(drops(records[trial].epoch_losses))
-    assert {"normal_2_first", "reduce_5_inputs", "sep_conv_3x3", "loss", "macs"} <= set(axes)
+    assert {"normal_2_first", "reduce_5_inputs", "sep_conv_3x3", "params", "macs"} <= set(axes)

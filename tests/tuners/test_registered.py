@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +14,12 @@ import pytest
 from nni.tools.package_utils import get_algo_meta, unregister_algo_meta
 from nni.tools.package_utils.tuner_factory import create_builtin_class_instance, create_validator_instance
 
+from nni_cssnas.dispatcher import trial_code_directory
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.spaces import CellSpace, decode, search_space
 from nni_cssnas.tuners.hyperopt import Hyperopt
 from nni_cssnas.tuners.tpe import Tpe
+from nni_cssnas.tuners.validators import TpeValidator
 
 
 @pytest.mark.slow
@@ -37,6 +41,28 @@ def test_nnictl_knows_them_by_name() -> None:
     finally:
         for name in {"CssnasTPE", "CssnasHyperopt"} - before:
             unregister_algo_meta(name)
+
+
+def test_nnictl_does_not_know_where_the_trials_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beside").mkdir()
+    screen = {"candidates": 4, "proxy": "beside-the-trials.yml"}
+    TpeValidator().validate_class_args(screen=screen)
+    with pytest.raises(ConfigError, match="nor in trialCodeDirectory"):
+        TpeValidator().check(screen=screen)
+    (tmp_path / "beside" / "beside-the-trials.yml").write_text("score: nothing\n")
+    settings = {"tuner": {"name": "CssnasTPE"}, "trialCodeDirectory": str(tmp_path / "beside")}
+    encoded = base64.b64encode(json.dumps(settings).encode()).decode()
+    monkeypatch.setattr(sys, "argv", ["nni", "--exp_params", encoded])
+    with pytest.raises(ConfigError, match="score is 'nothing'"):
+        TpeValidator().validate_class_args(screen=screen)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nni"], ["nni", "--exp_params"], ["nni", "--exp_params", "%%"], ["nni", "--exp_params", "e30="]]
+)
+def test_a_process_that_is_no_dispatcher_has_no_trials(arguments: list[str]) -> None:
+    assert trial_code_directory(arguments) is None
 
 
 @pytest.mark.parametrize(
