@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nni_cssnas.bridge.evaluator import ProxyEvaluator
+    from nni_cssnas.bridge.experiment import NasExperiment
     from nni_cssnas.config import ProxyConfig
     from nni_cssnas.errors import CssnasError
-    from nni_cssnas.evaluator import ProxyEvaluator
-    from nni_cssnas.experiment import NasExperiment
     from nni_cssnas.genotype import Genotype
     from nni_cssnas.spaces import CellSpace
 
@@ -21,9 +21,9 @@ _HOME = {
     "CellSpace": "nni_cssnas.spaces",
     "CssnasError": "nni_cssnas.errors",
     "Genotype": "nni_cssnas.genotype",
-    "NasExperiment": "nni_cssnas.experiment",
+    "NasExperiment": "nni_cssnas.bridge.experiment",
     "ProxyConfig": "nni_cssnas.config",
-    "ProxyEvaluator": "nni_cssnas.evaluator",
+    "ProxyEvaluator": "nni_cssnas.bridge.evaluator",
 }
 
 

@@ -392,7 +392,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ProxyConfig(Section):
     """All of ``proxy.yml``.
 
-    ``score`` is what is maximised: see :mod:`nni_cssnas.proxy`.
+    ``score`` is what is maximised: see :mod:`nni_cssnas.judge.proxy`.
     ``seed`` is the experiment's: a trial's own seed is derived from it and from the architecture, so
     neither order nor resuming changes a score. ``threads`` 0 takes the trial's share of the cores.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nni_cssnas import launch
+from nni_cssnas.bridge import launch
 from nni_cssnas.errors import ConfigError, ExperimentError
 
 

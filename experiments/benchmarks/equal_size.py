@@ -29,7 +29,7 @@ from rich.table import Table
 from nni_cssnas.config import UNTRAINED_SCORES, ProxyConfig
 from nni_cssnas.errors import ConfigError, CssnasError
 from nni_cssnas.genotype import Genotype
-from nni_cssnas.proxy import Candidate, Proxy
+from nni_cssnas.judge.proxy import Candidate, Proxy
 from nni_cssnas.spaces import CellNetwork
 
 LOWER_IS_BETTER = {"loss", "held_out", "alignment", "uniformity"}

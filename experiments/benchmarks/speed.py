@@ -40,14 +40,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from nni_cssnas.base.device import resolve_device
 from nni_cssnas.config import ProxyConfig, ViewsConfig
 from nni_cssnas.images.sources import load_images
 from nni_cssnas.images.views import make_views
+from nni_cssnas.judge.screening import Screener
 from nni_cssnas.scores.contrastive import train_contrastive
-from nni_cssnas.scores.device import resolve_device
 from nni_cssnas.scores.losses import nt_xent
-from nni_cssnas.screening import Screener
-from nni_cssnas.search import explore
+from nni_cssnas.search.explore import explore
 from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.encoding import decode, random_parameters
 from nni_cssnas.spaces.factory import make_space
@@ -448,10 +448,10 @@ import os, sys
 import nni_cssnas.trial as trial
 def leave(*args, **kwargs):
     os._exit(0)
-from nni_cssnas.imports import defer_lightning
+from nni_cssnas.bridge.imports import defer_lightning
 defer_lightning()  # as the trial does first
 if sys.argv[2] == "untrained":
-    import nni_cssnas.proxy as proxy
+    import nni_cssnas.judge.proxy as proxy
     proxy.Proxy._untrained = leave
 else:
     import nni_cssnas.scores.contrastive as contrastive

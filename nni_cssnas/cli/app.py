@@ -15,14 +15,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from nni_cssnas.base.messages import warning_line
 from nni_cssnas.base.threads import wait_politely
 from nni_cssnas.errors import CssnasError
-from nni_cssnas.messages import warning_line
 
 __all__ = ["app", "architecture_of", "console", "main", "mapping", "short", "show_best", "show_references", "steps"]
 
 if TYPE_CHECKING:
-    from nni_cssnas.proxy import Proxy
+    from nni_cssnas.judge.proxy import Proxy
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ def run(
     top: Top = 3,
 ) -> None:
     """Run an experiment with nnictl, wait for it with a progress bar, and show the best architecture."""
-    from nni_cssnas import launch
+    from nni_cssnas.bridge import launch
     from nni_cssnas.bridge.experiment_file import check_experiment
     from nni_cssnas.cli.watching import follow
 
@@ -46,7 +46,7 @@ def _rehearse(proxy: ProxyConfig, code_directory: Path) -> None:
     """Find what every trial would fail of, and score the reference architectures that all of them need."""
     sys.path.insert(0, str(code_directory.resolve()))  # a space of the user's own
     with console.status("looking at the space and the images"):
-        from nni_cssnas.proxy import Proxy, references_of
+        from nni_cssnas.judge.proxy import Proxy, references_of
         from nni_cssnas.spaces import make_space
 
         judge = Proxy(proxy, references_of(make_space(proxy.space), proxy))
@@ -59,7 +59,7 @@ def _rehearse(proxy: ProxyConfig, code_directory: Path) -> None:
 @app.command()
 def resume(experiment: Id, port: Port = None, public: Public = False, keep: Keep = False, top: Top = 3) -> None:
     """Go on with an experiment that was stopped or killed, as run does."""
-    from nni_cssnas import launch
+    from nni_cssnas.bridge import launch
     from nni_cssnas.cli.watching import follow
 
     follow(lambda: launch.resume(experiment, port=port, public=public), keep=keep, top=top)
@@ -68,7 +68,7 @@ def resume(experiment: Id, port: Port = None, public: Public = False, keep: Keep
 @app.command()
 def view(experiment: Id, port: Port = None, public: Public = False) -> None:
     """Open the portal of an experiment that is not running."""
-    from nni_cssnas import launch
+    from nni_cssnas.bridge import launch
     from nni_cssnas.cli.watching import announce
 
     with console.status("starting the NNI manager"):
@@ -80,7 +80,7 @@ def view(experiment: Id, port: Port = None, public: Public = False) -> None:
 @app.command()
 def env() -> None:
     """Print what protects plain nnictl too: eval "$(nni-cssnas env)"."""
-    from nni_cssnas.guard import shell_line
+    from nni_cssnas.bridge.guard import shell_line
 
     print(shell_line())
 
@@ -118,7 +118,7 @@ def init(
         # A preset's views are smaller than its images, which may be too small for the space.
         settings["views"] = {"input_size": size}
 
-    from nni_cssnas.scaffold import Scaffold
+    from nni_cssnas.bridge.scaffold import Scaffold
 
     sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
     scaffold = Scaffold(folder, settings, trials=trials, concurrency=concurrency)
@@ -166,7 +166,7 @@ def space(
 @app.command()
 def register() -> None:
     """Make the tuners known to nnictl by name: CssnasTPE and CssnasHyperopt."""
-    from nni_cssnas import launch
+    from nni_cssnas.bridge import launch
 
     for line in launch.register_tuners():
         console.print(line, highlight=False)

@@ -100,8 +100,8 @@ def screen(
     if not force and not (output / LOG_NAME).exists():
         refuse_to_overwrite(output, top)
 
-    from nni_cssnas.screening import Screened, Screener
-    from nni_cssnas.search import by_score, choose, explore, open_log
+    from nni_cssnas.judge.screening import Screened, Screener
+    from nni_cssnas.search.explore import by_score, choose, explore, open_log
 
     with console.status("reading the images"):
         screener = Screener(settings)

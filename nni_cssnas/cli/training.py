@@ -333,10 +333,10 @@ def compare(
 
     import torch
 
+    from nni_cssnas.base.device import resolve_device
+    from nni_cssnas.compare.searches import searches_of
+    from nni_cssnas.compare.summary import summarise, verdict
     from nni_cssnas.retrain import compare as comparison
-    from nni_cssnas.retrain.searches import searches_of
-    from nni_cssnas.retrain.summary import summarise, verdict
-    from nni_cssnas.scores.device import resolve_device
     from nni_cssnas.spaces.architecture import read_architecture
 
     # An experiment's id becomes its folder.

@@ -14,7 +14,7 @@ import typer
 from nni_cssnas.cli.app import console, show_best
 
 if TYPE_CHECKING:
-    from nni_cssnas.launch import Experiment, Progress
+    from nni_cssnas.bridge.launch import Experiment, Progress
 
 __all__ = ["announce", "follow"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from nni_cssnas.base.modules import evaluation_mode
 from nni_cssnas.errors import SpaceError
-from nni_cssnas.modules import evaluation_mode
 
 __all__ = ["traced_source"]
 

@@ -1,7 +1,7 @@
 """What every trial leaves behind: one readable JSON file in its own folder.
 
 The record is the truth about a trial: NNI's own tables may pair parameters and scores wrongly (see
-:mod:`nni_cssnas.pairing`), and they need a running manager to be read.
+:mod:`nni_cssnas.bridge.pairing`), and they need a running manager to be read.
 """
 
 from __future__ import annotations

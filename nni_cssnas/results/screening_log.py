@@ -164,7 +164,7 @@ def _is_row(row: Mapping[str, Any]) -> bool:
 
 
 def _are_numbers(values: Iterable[Any]) -> bool:
-    """Whether they are what :mod:`nni_cssnas.screening` measures: numbers, and None for what is not finite."""
+    """Whether they are what :mod:`nni_cssnas.judge.screening` measures: numbers, and None for what is not finite."""
     return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
 
 

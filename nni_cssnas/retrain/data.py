@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from nni_cssnas.base.device import derive_seed
 from nni_cssnas.errors import ImagesError
 from nni_cssnas.images import decode
 from nni_cssnas.images.labelled import Files, Split
 from nni_cssnas.images.pool import Pool
 from nni_cssnas.retrain.augment import picture_transforms
 from nni_cssnas.retrain.config import RetrainConfig
-from nni_cssnas.scores.device import derive_seed
 
 __all__ = ["NO_LABEL", "LabelledData", "Order", "default_workers"]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nni_cssnas.base.device import resolve_device, seeded
 from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.images.labelled import Files, Split
 from nni_cssnas.retrain.config import RetrainConfig
 from nni_cssnas.retrain.data import PictureBatches, default_workers
 from nni_cssnas.retrain.module import Classifier
-from nni_cssnas.scores.device import resolve_device, seeded
 from nni_cssnas.spaces.network import CellNetwork
 
 __all__ = ["Plan", "make_plan"]

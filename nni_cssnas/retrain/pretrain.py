@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from nni_cssnas.base.device import derive_seed, resolve_device, seeded
 from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.images.pool import Images, Pool
@@ -13,7 +14,6 @@ from nni_cssnas.images.views import MEAN, STD, make_views
 from nni_cssnas.retrain.config import RetrainConfig
 from nni_cssnas.retrain.weights import NetworkShape, Weights
 from nni_cssnas.scores.contrastive import check_images, train_contrastive
-from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
 from nni_cssnas.spaces.architecture import Architecture
 from nni_cssnas.spaces.backbone import Backbone
 

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nni_cssnas.base.device import resolve_device
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.images.labelled import Files, LabelledImages, Split
 from nni_cssnas.images.pool import Pool
 from nni_cssnas.retrain.augment import Augmentation
 from nni_cssnas.retrain.config import RetrainConfig
 from nni_cssnas.retrain.weights import Weights
-from nni_cssnas.scores.device import resolve_device
 from nni_cssnas.spaces.backbone import Backbone
 
 __all__ = ["ProbeResult", "features", "knn_accuracy", "linear_accuracy", "probe", "untrained"]

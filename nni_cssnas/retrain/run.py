@@ -26,6 +26,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
+from nni_cssnas.base.device import bears_channels_last, derive_seed, resolve_device, seeded
 from nni_cssnas.errors import CheckpointError, ConfigError, ImagesError
 from nni_cssnas.images.labelled import Files, LabelledImages, Split, stratified
 from nni_cssnas.images.pool import Images, fingerprint
@@ -41,7 +42,6 @@ from nni_cssnas.retrain.pretrain import contrastive_config, pretrain
 from nni_cssnas.retrain.records import Records, checkpoint_epoch, newest_checkpoint
 from nni_cssnas.retrain.weights import NetworkShape, Weights
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
-from nni_cssnas.scores.device import bears_channels_last, derive_seed, resolve_device, seeded
 from nni_cssnas.spaces.architecture import Architecture
 from nni_cssnas.spaces.backbone import inspect
 from nni_cssnas.spaces.network import CellNetwork

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nni_cssnas.base.device import bears_channels_last, seeded
 from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.errors import ConfigError, DivergenceError, SpaceError
 from nni_cssnas.images.pool import Pool, StreamedImages
 from nni_cssnas.images.views import Views
-from nni_cssnas.scores.device import bears_channels_last, seeded
 from nni_cssnas.scores.losses import PretextInvariantLoss, nt_xent
 
 # lightly is imported where it is used: it takes seconds, which a trial of an untrained score does not have.

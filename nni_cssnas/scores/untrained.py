@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nni_cssnas.base.modules import evaluation_mode, feature_tensor, pool
 from nni_cssnas.config import DEFAULT_WEIGHTS, UNTRAINED_SCORES
 from nni_cssnas.errors import ConfigError, SpaceError, nearest
-from nni_cssnas.modules import evaluation_mode, feature_tensor, pool
 from nni_cssnas.scores.combine import WORST, is_dead
 from nni_cssnas.scores.cost import multiply_adds
 from nni_cssnas.scores.statistics import (

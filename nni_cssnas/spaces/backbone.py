@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_cssnas.base.modules import evaluation_mode, feature_tensor, pool
 from nni_cssnas.errors import SpaceError, nearest
-from nni_cssnas.modules import evaluation_mode, feature_tensor, pool
 
 __all__ = ["Backbone", "Stage", "Structure", "inspect"]
 

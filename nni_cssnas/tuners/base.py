@@ -28,8 +28,8 @@ from nni.common.hpo_utils import OptimizeMode, deformat_parameters, format_param
 from nni.tuner import Tuner
 
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
-from nni_cssnas.dispatcher import trial_code_directory
 from nni_cssnas.errors import ConfigError, nearest
+from nni_cssnas.tuners.dispatcher import trial_code_directory
 from nni_cssnas.tuners.failures import Failures
 from nni_cssnas.tuners.journal import Entry, Journal
 from nni_cssnas.tuners.space import Mutation, Params, format_space
@@ -338,7 +338,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             return None
         try:
             if self._feasibility is None:
-                from nni_cssnas.screening import Feasibility  # torch: only for who asks for it
+                from nni_cssnas.judge.screening import Feasibility  # torch: only for who asks for it
 
                 assert self._constraints_proxy is not None
                 self._feasibility = Feasibility(self._constraints, self._constraints_proxy)
@@ -380,7 +380,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         """What screening compares; the worst if it fails, so that the search goes on."""
         try:
             if self._screener is None:
-                from nni_cssnas.screening import Screener  # torch: only for who screens
+                from nni_cssnas.judge.screening import Screener  # torch: only for who screens
 
                 assert self._screen_proxy is not None
                 self._screener = Screener(self._screen_proxy.model_copy(update={"score": "untrained"}))

@@ -19,9 +19,9 @@ from counting import Campaign, check, file_limit, listening
 from numpy.typing import NDArray
 from PIL import Image
 
+from nni_cssnas.bridge.evaluator import ProxyEvaluator
 from nni_cssnas.config import ImagesConfig, ProxyConfig
 from nni_cssnas.errors import ImagesError
-from nni_cssnas.evaluator import ProxyEvaluator
 from nni_cssnas.images.cache import resident
 from nni_cssnas.images.pool import StreamedImages
 from nni_cssnas.images.sources import load_images
@@ -230,7 +230,7 @@ def fill_disk_of_cache(rng: random.Random, folder: Path) -> str:
 
 def damage_references(rng: random.Random, folder: Path) -> str:
     """The file of the reference architectures' scores is torn, or any bit of it changed: said, and scored again."""
-    from nni_cssnas.proxy import Proxy, References
+    from nni_cssnas.judge.proxy import Proxy, References
 
     scores = {name: tuple(rng.gauss(0, 1) for _ in range(8)) for name in ("jacov", "swap")}
     right = ReferenceSet(scores, {"jacov": 0.5}, "key")
@@ -367,7 +367,7 @@ def change_under_a_trial(rng: random.Random, folder: Path) -> str:
             evaluate(folder, settings, "third")
         heard.names("are not those", str(photos))
     else:
-        from nni_cssnas import evaluator
+        from nni_cssnas.bridge import evaluator
 
         real = evaluator._Journal.note
 

@@ -27,9 +27,9 @@ import yaml
 from counting import PATIENCE, Campaign, FindingError, Heard, NotInjectedError, check
 from stub import Stub, Verdict, key_of, wait
 
-from nni_cssnas import launch
+from nni_cssnas.bridge import launch
+from nni_cssnas.bridge.pairing import OwnParametersChannel
 from nni_cssnas.errors import ExperimentError
-from nni_cssnas.pairing import OwnParametersChannel
 from nni_cssnas.results.screening_log import LOG_NAME
 
 TRANSIT = 5.0
@@ -556,7 +556,7 @@ def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def _end_of_screening(process: subprocess.Popen[str], log: Path, total: int) -> str:
     from nni_cssnas.config import ProxyConfig
-    from nni_cssnas.screening import Screener
+    from nni_cssnas.judge.screening import Screener
 
     try:
         _, errors = process.communicate(timeout=4 * PATIENCE)

@@ -24,13 +24,13 @@ import websockets
 import yaml
 from websockets.exceptions import InvalidHandshake
 
-from nni_cssnas import launch
+from nni_cssnas.bridge import launch
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 TRIAL = """
 import nni
-from nni_cssnas import pairing
+from nni_cssnas.bridge import pairing
 pairing.install()
 parameters = nni.get_next_parameter()
 print("parameters", parameters)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nni_cssnas.base.modules import pool
 from nni_cssnas.config import DEFAULT_WEIGHTS, UNTRAINED_SCORES
 from nni_cssnas.errors import ConfigError, SpaceError
-from nni_cssnas.modules import pool
 from nni_cssnas.scores import untrained
 from nni_cssnas.scores.combine import WORST
 from nni_cssnas.scores.cost import multiply_adds

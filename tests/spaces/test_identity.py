@@ -13,7 +13,7 @@ import pytest
 
 from nni_cssnas import CellSpace
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.proxy import Proxy, References
+from nni_cssnas.judge.proxy import Proxy, References
 from nni_cssnas.spaces import identity
 from nni_cssnas.spaces.identity import MEASURED_BY, own_sources, space_key
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from nni_cssnas.bridge.owned import own_folder, read_model, read_owned, write_model, write_owned
 from nni_cssnas.errors import ExperimentError
-from nni_cssnas.owned import own_folder, read_model, read_owned, write_model, write_owned
 
 
 def test_what_only_its_owner_can_write_is_read(tmp_path: Path) -> None:

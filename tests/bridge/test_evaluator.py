@@ -20,7 +20,7 @@ from PIL import Image
 from nni_cssnas import CellSpace, ProxyConfig, ProxyEvaluator
 from nni_cssnas.errors import ConfigError, DeviceError, DivergenceError, ExperimentError, ImagesError, SpaceError
 from nni_cssnas.images.cache import locked
-from nni_cssnas.proxy import Proxy, candidate_seed, references_of
+from nni_cssnas.judge.proxy import Proxy, candidate_seed, references_of
 from nni_cssnas.results import records
 from nni_cssnas.results.records import read_records
 from nni_cssnas.spaces import random_parameters
@@ -243,7 +243,7 @@ def test_an_interrupted_evaluation_is_stopped_not_failed(
         on_epoch(0, 2.5)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nni_cssnas.proxy.Proxy.score", interrupt)
+    monkeypatch.setattr("nni_cssnas.judge.proxy.Proxy.score", interrupt)
     with pytest.raises(KeyboardInterrupt):
         score(config(), samples[0], tmp_path)
     (record,) = read_records(tmp_path)
@@ -256,14 +256,14 @@ def test_an_unwritable_folder_stops_before_the_work(
     samples: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("nni_cssnas.proxy.load_images", lambda *_, **__: pytest.fail("worked before it looked"))
+    monkeypatch.setattr("nni_cssnas.judge.proxy.load_images", lambda *_, **__: pytest.fail("worked before it looked"))
     with pytest.raises(ExperimentError, match="make the folder writable"):
         score(config(), samples[0], tmp_path / "file")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cuda_is_refused_before_the_work(samples: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nni_cssnas.proxy.load_images", lambda *_, **__: pytest.fail("worked before it looked"))
+    monkeypatch.setattr("nni_cssnas.judge.proxy.load_images", lambda *_, **__: pytest.fail("worked before it looked"))
     with pytest.raises(DeviceError, match="device: cpu"):
         score(config(device="cuda"), samples[0])
 
@@ -359,7 +359,7 @@ def test_references_that_cannot_be_kept_are_scored_once(tmp_path: Path, monkeypa
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nni_cssnas.proxy.write_atomically", full)
+    monkeypatch.setattr("nni_cssnas.judge.proxy.write_atomically", full)
     settings = config(score="untrained", untrained=SMALL)
     done: list[int] = []
     proxy = Proxy(

@@ -21,8 +21,8 @@ from scipy.stats import rankdata
 
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.images.pool import fingerprint
+from nni_cssnas.judge.screening import FINAL, Screened, Screener, Spread
 from nni_cssnas.results.screening_log import LOG_NAME, ScreeningLog
-from nni_cssnas.screening import FINAL, Screened, Screener, Spread
 from nni_cssnas.spaces.identity import own_sources, space_key
 from nni_cssnas.tuners.tpe import Tpe
 
@@ -50,7 +50,7 @@ def explore(
     Parameters
     ----------
     screener, spread
-        The judge, and what :meth:`~nni_cssnas.screening.Screener.spread` gives.
+        The judge, and what :meth:`~nni_cssnas.judge.screening.Screener.spread` gives.
     num_random, num_guided
         How many at most; fewer if the space is small.
     seed
@@ -126,11 +126,11 @@ def choose(found: Sequence[Screened], config: ProxyConfig, spread: Spread) -> li
     """Everything that was screened, best first.
 
     The best :data:`FINALISTS` by score, but at most a :data:`SHARE` of all, are measured again with other weights and views
-    (:meth:`~nni_cssnas.screening.Screener.finalist`). They come first, by their ``second_look``: the best of many is the
+    (:meth:`~nni_cssnas.judge.screening.Screener.finalist`). They come first, by their ``second_look``: the best of many is the
     best partly by chance. All others follow by their score.
 
     The ``second_look`` is the mean score over the other draws where a network is trained. For the untrained score it is the
-    weighted mean rank of the :data:`~nni_cssnas.screening.FINAL` components among the finalists, from 0 (excluded) to 1.
+    weighted mean rank of the :data:`~nni_cssnas.judge.screening.FINAL` components among the finalists, from 0 (excluded) to 1.
     """
     ranked = by_score(found)
     num_alive = sum(bool(item.components) for item in ranked)

@@ -87,7 +87,7 @@ def test_a_space_of_the_users_own_becomes_an_experiment(here: Path) -> None:
 
 def test_the_projects_own_space_from_a_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # An editable install lies below the working folder there, and is no module to copy.
-    monkeypatch.chdir(Path(__file__).parents[1])
+    monkeypatch.chdir(Path(__file__).parents[2])
     output = call(str(tmp_path / "experiment"), "--trials", "3")
     assert "a random architecture of nni_cssnas.spaces:CellSpace was scored" in output
     names = {path.name for path in (tmp_path / "experiment").iterdir()}

@@ -13,7 +13,7 @@ from nni.nas.evaluator import FunctionalEvaluator
 from nni.nas.execution import SequentialExecutionEngine
 from nni.nas.space import BaseModelSpace, SimplifiedModelSpace, current_model, model_context
 
-from nni_cssnas.strategies import TPE, TunerStrategy
+from nni_cssnas.bridge.strategies import TPE, TunerStrategy
 from nni_cssnas.tuners.hyperopt import Hyperopt
 
 MAKERS: dict[str, Callable[[], TunerStrategy]] = {

@@ -25,8 +25,8 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from nni_cssnas.bridge.guard import manager_environment
 from nni_cssnas.errors import ConfigError, ExperimentError
-from nni_cssnas.guard import manager_environment
 from nni_cssnas.results.experiments import find_experiment
 from nni_cssnas.tuners.base import finite_score
 
@@ -270,7 +270,7 @@ def register_tuners() -> list[str]:
     ExperimentError
         If ``nnictl`` refuses; carries what it said.
     """
-    meta = Path(__file__).with_name("tuners") / "meta.yml"
+    meta = Path(__file__).parents[1] / "tuners" / "meta.yml"
     command = [*_nnictl(), "algo", "register", "--meta", str(meta)]
     done = subprocess.run(command, env=manager_environment(), text=True, capture_output=True, check=False)
     output = _plain(done.stdout + done.stderr).strip()
@@ -450,7 +450,7 @@ def _is_free(port: int) -> bool:
 
 def _nnictl() -> list[str]:
     # Not what PATH has: it may be another Python's, or none.
-    return [sys.executable, "-m", "nni_cssnas.nnictl"]
+    return [sys.executable, "-m", "nni_cssnas.bridge.nnictl"]
 
 
 def _plain(text: str) -> str:

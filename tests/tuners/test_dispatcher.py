@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nni_cssnas.dispatcher import end_with, plain_json
+from nni_cssnas.tuners.dispatcher import end_with, plain_json
 
 # As NNI's manager does it: main.js, a shell, the tuner. The third tells its number and that it is ready.
 MANAGER = """
@@ -24,7 +24,7 @@ time.sleep(600)
 """
 TUNER = """
 import os, time, psutil
-from nni_cssnas import dispatcher
+from nni_cssnas.tuners import dispatcher
 manager = dispatcher.manager_of(psutil.Process())
 dispatcher.end_with(manager, 0.1)
 print(os.getpid(), manager.pid, flush=True)

@@ -16,8 +16,8 @@ import nni_node
 import psutil
 import pytest
 
-from nni_cssnas import guard
-from nni_cssnas.guard import manager_environment
+from nni_cssnas.bridge import guard
+from nni_cssnas.bridge.guard import manager_environment
 
 NODE = Path(nni_node.__path__[0]) / "node"
 # Answers every request, and accepts every websocket, with what it was asked for.

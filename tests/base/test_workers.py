@@ -11,7 +11,7 @@ import pytest
 SCRIPT = """
 import multiprocessing, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
-from nni_cssnas.workers import end_with_parent
+from nni_cssnas.base.workers import end_with_parent
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=end_with_parent) as pool:

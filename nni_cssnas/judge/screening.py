@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from nni_cssnas.base.device import derive_seed, resolve_device
+from nni_cssnas.base.workers import end_with_parent
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import DivergenceError, ExperimentError, SpaceError
 from nni_cssnas.genotype import Genotype
-from nni_cssnas.proxy import Candidate, Proxy, candidate_seed, references_of
+from nni_cssnas.judge.proxy import Candidate, Proxy, candidate_seed, references_of
 from nni_cssnas.results.screening_log import ScreeningLog
 from nni_cssnas.scores.cost import latency, multiply_adds, num_parameters
-from nni_cssnas.scores.device import derive_seed, resolve_device
 from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.encoding import decode, random_parameters, search_space
 from nni_cssnas.spaces.factory import make_space
-from nni_cssnas.workers import end_with_parent
 
 __all__ = ["FINAL", "Feasibility", "Screened", "Screener", "Spread"]
 

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from nni_cssnas.base.device import derive_seed, resolve_device, seeded
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.images.cache import cache_folder, locked
@@ -41,7 +42,6 @@ from nni_cssnas.results.records import write_atomically
 from nni_cssnas.scores.combine import ReferenceSet
 from nni_cssnas.scores.contrastive import check_images, train_contrastive
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
-from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
 from nni_cssnas.scores.untrained import measure
 from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.encoding import decode, random_parameters

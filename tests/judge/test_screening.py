@@ -10,13 +10,13 @@ import pytest
 from nni import NoMoreTrialError
 from typer.testing import CliRunner
 
+from nni_cssnas.bridge.evaluator import ProxyEvaluator
 from nni_cssnas.cli import app
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import ConfigError, ExperimentError
-from nni_cssnas.evaluator import ProxyEvaluator
 from nni_cssnas.genotype import Genotype
+from nni_cssnas.judge.screening import Feasibility, Screener
 from nni_cssnas.results.screening_log import LOG_NAME
-from nni_cssnas.screening import Feasibility, Screener
 from nni_cssnas.spaces import decode, search_space
 from nni_cssnas.tuners.tpe import Tpe
 
@@ -53,7 +53,7 @@ def test_the_draw_is_reproducible_and_never_repeats(monkeypatch: pytest.MonkeyPa
     assert first != list(screener.random(4, seed=6))
     assert len({json.dumps(item, sort_keys=True) for item in first}) == 4
     # a space of one architecture
-    monkeypatch.setattr("nni_cssnas.screening.random_parameters", lambda space, rng: first[0])
+    monkeypatch.setattr("nni_cssnas.judge.screening.random_parameters", lambda space, rng: first[0])
     assert list(screener.random(5, seed=0)) == [first[0]]
 
 
@@ -134,18 +134,18 @@ def test_what_fails_while_it_proposes_does_not_end_the_tuner(error: Exception, m
 
     tuner = Tpe(seed=0, screen={"candidates": 2})
     tuner.update_search_space(choices)
-    monkeypatch.setattr("nni_cssnas.screening.Screener.screen", fail)
+    monkeypatch.setattr("nni_cssnas.judge.screening.Screener.screen", fail)
     assert tuner.generate_parameters(0).keys() == choices.keys()
-    monkeypatch.setattr("nni_cssnas.screening.Screener.__init__", fail)
+    monkeypatch.setattr("nni_cssnas.judge.screening.Screener.__init__", fail)
     other = Tpe(seed=0, screen={"candidates": 2})
     other.update_search_space(choices)
     assert other.generate_parameters(0).keys() == choices.keys()
     assert other.generate_parameters(1).keys() == choices.keys()
-    monkeypatch.setattr("nni_cssnas.screening.Backbone", fail)
+    monkeypatch.setattr("nni_cssnas.judge.screening.Backbone", fail)
     parameters = tuner.generate_parameters(1)
     problem = Feasibility(ConstraintsConfig(max_params=10**9), config).problem(parameters)
     assert problem == f"the network cannot be built: {type(error).__name__}: {error}"
-    monkeypatch.setattr("nni_cssnas.screening.Feasibility.__init__", fail)
+    monkeypatch.setattr("nni_cssnas.judge.screening.Feasibility.__init__", fail)
     third = Tpe(seed=0, constraints={})
     third.update_search_space(choices)
     with pytest.raises(NoMoreTrialError):

@@ -26,11 +26,11 @@ from nni.runtime.command_channel.websocket import connection
 from nni.runtime.tuner_command_channel import TunerCommandChannel, channel
 from nni.runtime.tuner_command_channel.command_type import CommandType
 
-from nni_cssnas.dispatcher import plain_json
+from nni_cssnas.bridge.guard import manager_environment
+from nni_cssnas.bridge.nnictl import be_patient
+from nni_cssnas.bridge.owned import MODELS, own_folder, read_model, read_owned, write_model, write_owned
 from nni_cssnas.errors import ExperimentError
-from nni_cssnas.guard import manager_environment
-from nni_cssnas.nnictl import be_patient
-from nni_cssnas.owned import MODELS, own_folder, read_model, read_owned, write_model, write_owned
+from nni_cssnas.tuners.dispatcher import plain_json
 
 __all__ = ["NasExperiment"]
 
@@ -40,7 +40,7 @@ _logger = logging.getLogger("nni.nas.experiment.cssnas")
 class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
     """To be used as :class:`nni.nas.experiment.NasExperiment`; what differs:
 
-    * concurrent trials get their own architectures (:mod:`nni_cssnas.pairing`), so that
+    * concurrent trials get their own architectures (:mod:`nni_cssnas.bridge.pairing`), so that
       ``export_top_models`` exports the right one;
     * the state is saved, atomically, whenever a model ends, so that a killed experiment loses only what was running;
     * the portal listens on this machine only and is guarded; architectures, whose form can hold any code, do not go
@@ -80,7 +80,7 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
 
     def start(self, *args: Any, **kwargs: Any) -> None:
         """Start or resume, as NNI's; its trials ask for their own parameters."""
-        python = f"{sys.executable} -m nni_cssnas.nas_trial"
+        python = f"{sys.executable} -m nni_cssnas.bridge.nas_trial"
         self.config._trial_command_params = {"python": python, **(self.config._trial_command_params or {})}
         super().start(*args, **kwargs)
 

@@ -24,8 +24,8 @@ PROXY: dict[str, Any] = {
 
 def search(space: Any, strategy: Any, monkeypatch: pytest.MonkeyPatch, folder: Path) -> dict[str, Any]:
     monkeypatch.setenv("HOME", str(folder))  # NNI's registry of experiments
-    from nni_cssnas.experiment import NasExperiment
-    from nni_cssnas.oneshot import contrastive_evaluator
+    from nni_cssnas.bridge.experiment import NasExperiment
+    from nni_cssnas.bridge.oneshot import contrastive_evaluator
 
     before = {name: value.clone() for name, value in space.state_dict().items()}
     with warnings.catch_warnings():
@@ -71,7 +71,7 @@ def test_the_hubs_darts_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_what_a_one_shot_search_cannot_do() -> None:
-    from nni_cssnas.oneshot import contrastive_evaluator
+    from nni_cssnas.bridge.oneshot import contrastive_evaluator
 
     with pytest.raises(ConfigError, match=r"not loss 'pirl'.*change contrastive"):
         contrastive_evaluator(PROXY | {"contrastive": {"loss": "pirl"}})

@@ -24,7 +24,15 @@ from torch import nn
 
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, ExperimentError, ImagesError, SpaceError
-from nni_cssnas.proxy import Candidate, OnReferences, Proxy, ProxyResult, References, candidate_seed, references_of
+from nni_cssnas.judge.proxy import (
+    Candidate,
+    OnReferences,
+    Proxy,
+    ProxyResult,
+    References,
+    candidate_seed,
+    references_of,
+)
 from nni_cssnas.results.records import TrialRecord, write_atomically
 from nni_cssnas.spaces.factory import make_space
 
@@ -39,7 +47,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
     """Judge a network without labels, as ``proxy.yml`` says.
 
     Life cycle: NNI calls :meth:`_execute` with an architecture. That opens the trial's record, checks everything that
-    can be checked, builds the network under the architecture's own seed, scores it (:mod:`nni_cssnas.proxy`) and
+    can be checked, builds the network under the architecture's own seed, scores it (:mod:`nni_cssnas.judge.proxy`) and
     reports to NNI where NNI runs it.
 
     Parameters
@@ -50,7 +58,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         Folder in which every candidate gets a folder of its own for its record. By default the record goes to
         NNI's folder of the trial; without NNI none is written.
     on_references
-        Told while the reference architectures are scored; see :class:`~nni_cssnas.proxy.Proxy`.
+        Told while the reference architectures are scored; see :class:`~nni_cssnas.judge.proxy.Proxy`.
 
     Examples
     --------

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from nni.runtime import trial_command_channel
 
-from nni_cssnas import pairing
+from nni_cssnas.bridge import pairing
 from nni_cssnas.errors import ExperimentError
 
 # Each would make a program of what it is given, were it read by NNI's own loader.

@@ -15,9 +15,9 @@ __all__ = ["main"]
 
 def main() -> int:
     """Evaluate one architecture; gives the process's exit code, 1 for an error that a user can mend."""
-    from nni_cssnas import pairing
+    from nni_cssnas.bridge import pairing
+    from nni_cssnas.bridge.imports import defer_lightning
     from nni_cssnas.errors import CssnasError
-    from nni_cssnas.imports import defer_lightning
 
     pairing.install()
     pairing.share_cores()
@@ -27,7 +27,7 @@ def main() -> int:
     try:
         parameters = nni.get_next_parameter()
 
-        from nni_cssnas.owned import MODELS, read_model
+        from nni_cssnas.bridge.owned import MODELS, read_model
 
         # .../EXPERIMENT/environments/ENVIRONMENT/trials/TRIAL
         experiment = Path(os.environ["NNI_OUTPUT_DIR"]).resolve().parents[3]

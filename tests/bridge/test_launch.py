@@ -23,7 +23,7 @@ import pytest
 import typer
 from rich.console import Console
 
-from nni_cssnas import launch
+from nni_cssnas.bridge import launch
 from nni_cssnas.cli import watching
 from nni_cssnas.errors import ConfigError, ExperimentError
 
@@ -184,7 +184,7 @@ def test_the_nnictl_of_this_python_is_used(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_a_manager_may_start_slowly() -> None:
     from nni.experiment import launcher
 
-    from nni_cssnas.nnictl import be_patient
+    from nni_cssnas.bridge.nnictl import be_patient
 
     be_patient()
     parameters = inspect.signature(launcher._check_rest_server).parameters
@@ -287,7 +287,7 @@ def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
 SCRIPT = """
 import sys, time
 import typer
-from nni_cssnas import launch
+from nni_cssnas.bridge import launch
 from nni_cssnas.cli import watching
 
 class Fake(launch.Experiment):

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from nni_cssnas.base.device import derive_seed
+from nni_cssnas.bridge.evaluator import ProxyEvaluator
 from nni_cssnas.cli import app
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.evaluator import ProxyEvaluator
 from nni_cssnas.genotype import Genotype
-from nni_cssnas.proxy import Candidate, Proxy, candidate_seed
-from nni_cssnas.scores.device import derive_seed
+from nni_cssnas.judge.proxy import Candidate, Proxy, candidate_seed
+from nni_cssnas.judge.screening import FINAL, FINAL_DRAWS, LAG, Screened, Screener
 from nni_cssnas.scores.untrained import measure
-from nni_cssnas.screening import FINAL, FINAL_DRAWS, LAG, Screened, Screener
-from nni_cssnas.search import FINALISTS, choose, explore
+from nni_cssnas.search.explore import FINALISTS, choose, explore
 from nni_cssnas.spaces import CellNetwork, decode
 from nni_cssnas.spaces.backbone import Backbone
 
@@ -80,7 +80,7 @@ def test_a_short_time_ends_it() -> None:
 @pytest.mark.slow
 def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FINALISTS, "untrained", 2)
-    monkeypatch.setattr("nni_cssnas.search.SHARE", 0.5)
+    monkeypatch.setattr("nni_cssnas.search.explore.SHARE", 0.5)
     screener = Screener(ProxyConfig(**SETTINGS))
     found = []
     for workers in (1, 2):
@@ -160,7 +160,7 @@ TRAINED: dict[str, Any] = {
 
 def test_by_the_contrastive_score_the_mean_of_other_seeds_ranks_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FINALISTS, "contrastive", 2)
-    monkeypatch.setattr("nni_cssnas.search.SHARE", 0.5)
+    monkeypatch.setattr("nni_cssnas.search.explore.SHARE", 0.5)
     screener = Screener(ProxyConfig(**TRAINED))
     with screener.spread() as spread:
         found = list(explore(screener, spread, 4, seed=1))
@@ -234,7 +234,7 @@ def test_the_command_lists_finalists_first(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     (tmp_path / "proxy.yml").write_text(json.dumps(SETTINGS))
     monkeypatch.setitem(FINALISTS, "untrained", 3)
-    monkeypatch.setattr("nni_cssnas.search.SHARE", 0.5)
+    monkeypatch.setattr("nni_cssnas.search.explore.SHARE", 0.5)
     screened = ["screen", "proxy.yml", "--num", "4", "--guided", "3", "--workers", "1", "-o", "found"]
     done = CliRunner().invoke(app, screened, catch_exceptions=False)
     assert done.exit_code == 0, done.output

@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from nni_cssnas import screening
 from nni_cssnas.cli import app
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, ExperimentError
+from nni_cssnas.judge import screening
+from nni_cssnas.judge.screening import Screener
 from nni_cssnas.results.screening_log import LOG_NAME, ScreeningLog
-from nni_cssnas.screening import Screener
-from nni_cssnas.search import open_log
+from nni_cssnas.search.explore import open_log
 
 SETTINGS: dict[str, Any] = {
     "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
