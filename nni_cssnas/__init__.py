@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nni_cssnas.base.moved import tell_new_names
+
 if TYPE_CHECKING:
     from nni_cssnas.bridge.evaluator import ProxyEvaluator
     from nni_cssnas.bridge.experiment import NasExperiment
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CellSpace", "CssnasError", "Genotype", "NasExperiment", "ProxyConfig", "ProxyEvaluator", "__version__"]
 __version__ = "0.1.0"
+
+tell_new_names()
 
 # Names are imported when they are first used: the tuner's process and `nni-cssnas --help` need no torch.
 _HOME = {
