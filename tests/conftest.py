@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 
+import nni  # noqa: F401  its import sets the level of its logger
 import pytest
 
 # Two cores are shared with whatever else runs; one thread makes times and bits repeatable.

@@ -42,6 +42,6 @@ class _NewNames(MetaPathFinder):
 
 
 def tell_new_names() -> None:
-    """Ask last of all, so that nothing that can be found is kept from it."""
+    """Answer before any other finder does: an older version of this package may lie on the path as well."""
     if not any(isinstance(finder, _NewNames) for finder in sys.meta_path):
-        sys.meta_path.append(_NewNames())
+        sys.meta_path.insert(0, _NewNames())
