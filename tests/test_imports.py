@@ -23,13 +23,13 @@ ALLOWED = {
     "scores": {"base", "config", "images", "scores"},
     "judge": {"base", "config", "genotype", "images", "judge", "results", "scores", "spaces"},
     "tuners": {"base", "config", "judge", "results", "tuners"},
-    "export": {"base", "export", "spaces"},
-    "retrain": {"base", "config", "genotype", "images", "results", "retrain", "scores", "spaces"},
+    "formats": {"base", "formats", "spaces"},
+    "training": {"base", "config", "genotype", "images", "results", "training", "scores", "spaces"},
     "bridge": {"base", "bridge", "config", "genotype", "images", "judge", "results", "scores", "spaces", "tuners"},
     "search": {"config", "images", "judge", "results", "search", "spaces", "tuners"},
-    "compare": {"base", "compare", "genotype", "images", "results", "retrain", "scores", "spaces"},
+    "comparison": {"base", "comparison", "genotype", "images", "results", "training", "scores", "spaces"},
 }
-WITHOUT_NNI = ("errors", "base", "config", "genotype", "images", "scores", "retrain", "compare")
+WITHOUT_NNI = ("errors", "base", "config", "genotype", "images", "scores", "training", "comparison")
 
 
 def imports(path: Path) -> set[str]:

@@ -10,6 +10,9 @@ from types import ModuleType
 __all__ = ["MOVED", "tell_new_names"]
 
 MOVED = {
+    "nni_cssnas.compare": "nni_cssnas.comparison",
+    "nni_cssnas.export": "nni_cssnas.formats",
+    "nni_cssnas.retrain": "nni_cssnas.training",
     "nni_cssnas.dispatcher": "nni_cssnas.tuners.dispatcher",
     "nni_cssnas.evaluator": "nni_cssnas.bridge.evaluator",
     "nni_cssnas.experiment": "nni_cssnas.bridge.experiment",
@@ -24,9 +27,6 @@ MOVED = {
     "nni_cssnas.owned": "nni_cssnas.bridge.owned",
     "nni_cssnas.pairing": "nni_cssnas.bridge.pairing",
     "nni_cssnas.proxy": "nni_cssnas.judge.proxy",
-    "nni_cssnas.retrain.compare": "nni_cssnas.compare.run",
-    "nni_cssnas.retrain.searches": "nni_cssnas.compare.searches",
-    "nni_cssnas.retrain.summary": "nni_cssnas.compare.summary",
     "nni_cssnas.scaffold": "nni_cssnas.bridge.scaffold",
     "nni_cssnas.scores.device": "nni_cssnas.base.device",
     "nni_cssnas.screening": "nni_cssnas.judge.screening",

@@ -222,11 +222,11 @@ def export(
 
     from nni_cssnas import __version__
     from nni_cssnas.config import SpaceConfig
-    from nni_cssnas.export import export as write
-    from nni_cssnas.export import load_weights
-    from nni_cssnas.retrain.weights import Weights, own_weights
+    from nni_cssnas.formats import export as write
+    from nni_cssnas.formats import load_weights
     from nni_cssnas.scores.cost import multiply_adds, num_parameters
     from nni_cssnas.spaces.architecture import read_architecture
+    from nni_cssnas.training.weights import Weights, own_weights
 
     sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
     named = genotype is not None or space is not None or sample is not None

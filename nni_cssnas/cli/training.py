@@ -17,8 +17,8 @@ from nni_cssnas.cli.app import app, architecture_of, console, mapping, short
 
 if TYPE_CHECKING:
     from nni_cssnas.images.labelled import LabelledImages
-    from nni_cssnas.retrain.config import RetrainConfig
     from nni_cssnas.spaces.architecture import Architecture
+    from nni_cssnas.training.config import RetrainConfig
 
 RECIPES = "(default: the recipe's)."
 
@@ -124,11 +124,11 @@ def retrain(
     config = _config(recipe, values, settings)
 
     from nni_cssnas.errors import ConfigError
-    from nni_cssnas.retrain.run import check_output, ignored
+    from nni_cssnas.training.run import check_output, ignored
 
     if pretrain_epochs is not None and config.pretrain == "none":
         raise ConfigError(f"--pretrain-epochs is {pretrain_epochs}, but --pretrain is 'none'; leave one out")
-    from nni_cssnas.retrain.run import retrain as train
+    from nni_cssnas.training.run import retrain as train
 
     if unlabelled is not None and config.pretrain == "none":
         raise ConfigError(f"--unlabelled is {unlabelled!r}, which only --pretrain contrastive uses")
@@ -213,11 +213,11 @@ def probe(
         raise ConfigError(f"{path} is there already; name another folder with --output, or use --force")
     architecture = None if weights is not None else _architecture(genotype, space, arguments, sample)
 
-    from nni_cssnas.retrain.pretrain import features_network
-    from nni_cssnas.retrain.pretrain import pretrain as train
-    from nni_cssnas.retrain.probe import probe as measure
-    from nni_cssnas.retrain.probe import untrained
-    from nni_cssnas.retrain.weights import Weights
+    from nni_cssnas.training.pretrain import features_network
+    from nni_cssnas.training.pretrain import pretrain as train
+    from nni_cssnas.training.probe import probe as measure
+    from nni_cssnas.training.probe import untrained
+    from nni_cssnas.training.weights import Weights
 
     loaded = None if weights is None else Weights.read(weights)
     values: dict[str, Any] = {"channels": channels, "num_cells": cells, "size": size, "seed": seed, "device": device}
@@ -334,9 +334,9 @@ def compare(
     import torch
 
     from nni_cssnas.base.device import resolve_device
-    from nni_cssnas.compare.searches import searches_of
-    from nni_cssnas.compare.summary import summarise, verdict
-    from nni_cssnas.retrain import compare as comparison
+    from nni_cssnas.comparison import run as comparison
+    from nni_cssnas.comparison.searches import searches_of
+    from nni_cssnas.comparison.summary import summarise, verdict
     from nni_cssnas.spaces.architecture import read_architecture
 
     # An experiment's id becomes its folder.
@@ -426,7 +426,7 @@ def _architecture(genotype: str | None, space: str | None, arguments: str, sampl
 
 def _config(recipe: str, values: dict[str, Any], settings: list[str] | None) -> RetrainConfig:
     from nni_cssnas.config import merge
-    from nni_cssnas.retrain.config import RetrainConfig, parse_settings
+    from nni_cssnas.training.config import RetrainConfig, parse_settings
 
     given = {name: value for name, value in values.items() if value is not None}
     return RetrainConfig.load(recipe, **merge(given, parse_settings(settings or ())))

@@ -11,11 +11,11 @@ from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.images.pool import Images, Pool
 from nni_cssnas.images.views import MEAN, STD, make_views
-from nni_cssnas.retrain.config import RetrainConfig
-from nni_cssnas.retrain.weights import NetworkShape, Weights
 from nni_cssnas.scores.contrastive import check_images, train_contrastive
 from nni_cssnas.spaces.architecture import Architecture
 from nni_cssnas.spaces.backbone import Backbone
+from nni_cssnas.training.config import RetrainConfig
+from nni_cssnas.training.weights import NetworkShape, Weights
 
 __all__ = ["contrastive_config", "features_network", "pretrain"]
 

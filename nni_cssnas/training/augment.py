@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nni_cssnas.config import ViewsConfig
 from nni_cssnas.images.views import MEAN, STD, BatchedViews
-from nni_cssnas.retrain.config import RetrainConfig
+from nni_cssnas.training.config import RetrainConfig
 
 __all__ = ["Augmentation", "cutout", "picture_transforms", "random_crop"]
 

@@ -19,8 +19,8 @@ from torch import nn
 
 from nni_cssnas.base.modules import evaluation_mode
 from nni_cssnas.errors import ConfigError, ExportError, nearest, printable
-from nni_cssnas.export.cells import cell_source
-from nni_cssnas.export.traced import traced_source
+from nni_cssnas.formats.cells import cell_source
+from nni_cssnas.formats.traced import traced_source
 from nni_cssnas.spaces.network import CellNetwork
 
 __all__ = ["FORMATS", "TOLERANCE", "Exported", "export", "load_weights"]

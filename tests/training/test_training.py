@@ -23,14 +23,14 @@ from nni_cssnas.cli import app
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import CheckpointError, ConfigError, DivergenceError, ImagesError, SpaceError
 from nni_cssnas.images.labelled import LabelledImages, load_labelled
-from nni_cssnas.retrain.bar import EpochBar
-from nni_cssnas.retrain.config import RetrainConfig
-from nni_cssnas.retrain.plan import Plan, make_plan
-from nni_cssnas.retrain.pretrain import contrastive_config
-from nni_cssnas.retrain.run import RetrainResult, check_network, ignored, make_module, retrain
-from nni_cssnas.retrain.weights import Weights
 from nni_cssnas.spaces import make_space, random_parameters
 from nni_cssnas.spaces.architecture import Architecture, read_architecture
+from nni_cssnas.training.bar import EpochBar
+from nni_cssnas.training.config import RetrainConfig
+from nni_cssnas.training.plan import Plan, make_plan
+from nni_cssnas.training.pretrain import contrastive_config
+from nni_cssnas.training.run import RetrainResult, check_network, ignored, make_module, retrain
+from nni_cssnas.training.weights import Weights
 
 from .conftest import SMALL
 from .test_labelled import write_folder
@@ -315,7 +315,7 @@ def test_interrupted_it_says_how_to_go_on(npz: Path, tmp_path: Path, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nni_cssnas.retrain.run.retrain", interrupt)
+    monkeypatch.setattr("nni_cssnas.training.run.retrain", interrupt)
     done = CliRunner().invoke(app, ["retrain", "DARTS_V2", "-d", str(npz), "--size", "16", "-o", "run"])
     assert done.exit_code == 130
     assert "interrupted; the same command goes on after the last epoch that is finished in run" in done.output

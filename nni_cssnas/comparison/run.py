@@ -1,7 +1,7 @@
 """Was the search worth it? What was found against random architectures and published cells, trained alike with labels.
 
 Life cycle: :func:`contestants` draws and fits the widths before anything is trained; :func:`compare` trains each with every
-seed in a folder of its own, where a run that was stopped goes on; :mod:`nni_cssnas.compare.summary` says what came out.
+seed in a folder of its own, where a run that was stopped goes on; :mod:`nni_cssnas.comparison.summary` says what came out.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import numpy as np
 import torch
 
 from nni_cssnas.base.workers import end_with_parent
-from nni_cssnas.compare.summary import FOUND, RANDOM, Run, in_order, summarise, verdict
+from nni_cssnas.comparison.summary import FOUND, RANDOM, Run, in_order, summarise, verdict
 from nni_cssnas.errors import ConfigError, ImagesError, SpaceError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.images.labelled import LabelledImages
 from nni_cssnas.results.records import write_atomically
-from nni_cssnas.retrain.changes import changes, listed_changes
-from nni_cssnas.retrain.config import RetrainConfig
-from nni_cssnas.retrain.run import ELSEWHERE, retrain
 from nni_cssnas.scores.cost import num_parameters
 from nni_cssnas.spaces import CellNetwork, CellSpace, decode, make_space, random_parameters
 from nni_cssnas.spaces.architecture import Architecture
 from nni_cssnas.spaces.width import genotype_width
+from nni_cssnas.training.changes import changes, listed_changes
+from nni_cssnas.training.config import RetrainConfig
+from nni_cssnas.training.run import ELSEWHERE, retrain
 
 __all__ = [
     "Contestant",
@@ -268,7 +268,7 @@ def compare(
     Parameters
     ----------
     who, config, data
-        As for :func:`~nni_cssnas.retrain.run.retrain`; the recipe's width is replaced by that of each.
+        As for :func:`~nni_cssnas.training.run.retrain`; the recipe's width is replaced by that of each.
     out
         A folder for each training is made there.
     seeds
@@ -284,7 +284,7 @@ def compare(
     ConfigError
         If ``load`` is missing.
     CssnasError
-        As for :func:`~nni_cssnas.retrain.run.retrain`.
+        As for :func:`~nni_cssnas.training.run.retrain`.
     """
     jobs = [(one, seed) for seed in seeds for one in who]
     if workers == 1:

@@ -32,19 +32,19 @@ from nni_cssnas.images.labelled import Files, LabelledImages, Split, stratified
 from nni_cssnas.images.pool import Images, fingerprint
 from nni_cssnas.images.views import MEAN, STD
 from nni_cssnas.results.records import write_atomically
-from nni_cssnas.retrain.augment import Augmentation
-from nni_cssnas.retrain.changes import changes, listed_changes
-from nni_cssnas.retrain.config import RetrainConfig
-from nni_cssnas.retrain.data import LabelledData
-from nni_cssnas.retrain.module import Classifier, class_weights
-from nni_cssnas.retrain.plan import Plan, make_plan
-from nni_cssnas.retrain.pretrain import contrastive_config, pretrain
-from nni_cssnas.retrain.records import Records, checkpoint_epoch, newest_checkpoint
-from nni_cssnas.retrain.weights import NetworkShape, Weights
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
 from nni_cssnas.spaces.architecture import Architecture
 from nni_cssnas.spaces.backbone import inspect
 from nni_cssnas.spaces.network import CellNetwork
+from nni_cssnas.training.augment import Augmentation
+from nni_cssnas.training.changes import changes, listed_changes
+from nni_cssnas.training.config import RetrainConfig
+from nni_cssnas.training.data import LabelledData
+from nni_cssnas.training.module import Classifier, class_weights
+from nni_cssnas.training.plan import Plan, make_plan
+from nni_cssnas.training.pretrain import contrastive_config, pretrain
+from nni_cssnas.training.records import Records, checkpoint_epoch, newest_checkpoint
+from nni_cssnas.training.weights import NetworkShape, Weights
 
 __all__ = [
     "RetrainResult",
@@ -149,7 +149,7 @@ def retrain(
         Called with what is about to be done and how long that will take, before anything is written; a few batches are
         timed for it.
     on_epoch
-        Called with the row of every epoch; see :attr:`~nni_cssnas.retrain.module.Classifier.row`.
+        Called with the row of every epoch; see :attr:`~nni_cssnas.training.module.Classifier.row`.
     on_pretrain_epoch
         Called with the number from 0 and the mean loss of every epoch of pre-training.
 
@@ -503,7 +503,7 @@ def _fit(
     with _quiet(), seeded(config.seed):
         callbacks: list[Any] = [records]
         if progress_bar:
-            from nni_cssnas.retrain.bar import EpochBar
+            from nni_cssnas.training.bar import EpochBar
 
             callbacks.append(EpochBar())
         trainer = make_trainer(

@@ -12,15 +12,15 @@ from scipy.stats import sem, t
 from typer.testing import CliRunner
 
 from nni_cssnas.cli import app
-from nni_cssnas.compare.run import Contestant, check_folder, compare, contestants
-from nni_cssnas.compare.searches import searches_of
-from nni_cssnas.compare.summary import Run, summarise, verdict
+from nni_cssnas.comparison.run import Contestant, check_folder, compare, contestants
+from nni_cssnas.comparison.searches import searches_of
+from nni_cssnas.comparison.summary import Run, summarise, verdict
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import ConfigError, SpaceError
 from nni_cssnas.images.labelled import LabelledImages
-from nni_cssnas.retrain.config import RetrainConfig
 from nni_cssnas.spaces import make_space, random_parameters
 from nni_cssnas.spaces.architecture import Architecture, read_architecture
+from nni_cssnas.training.config import RetrainConfig
 
 CONFIG = RetrainConfig(channels=8, num_cells=5)
 
@@ -52,7 +52,7 @@ def test_another_space(monkeypatch: pytest.MonkeyPatch) -> None:
     who = contestants({"first": first}, CONFIG, 10, num_random=2)
     assert [one.group for one in who] == ["found", "random", "random"]  # no published cells there
     assert all(abs(one.params - who[0].params) <= 0.15 * who[0].params for one in who)
-    monkeypatch.setattr("nni_cssnas.compare.run.DRAWS", 3)
+    monkeypatch.setattr("nni_cssnas.comparison.run.DRAWS", 3)
     with pytest.raises(SpaceError, match=r"none of 3 random architectures has \d+ parameters within 0%"):
         contestants({"first": first}, CONFIG, 10, num_random=10, tolerance=1e-9)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from nni_cssnas.base.device import resolve_device, seeded
 from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.images.labelled import Files, Split
-from nni_cssnas.retrain.config import RetrainConfig
-from nni_cssnas.retrain.data import PictureBatches, default_workers
-from nni_cssnas.retrain.module import Classifier
 from nni_cssnas.spaces.network import CellNetwork
+from nni_cssnas.training.config import RetrainConfig
+from nni_cssnas.training.data import PictureBatches, default_workers
+from nni_cssnas.training.module import Classifier
 
 __all__ = ["Plan", "make_plan"]
 

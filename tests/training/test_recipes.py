@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.images.labelled import LabelledImages, Split
-from nni_cssnas.retrain.config import RECIPES, RetrainConfig, parse_settings
-from nni_cssnas.retrain.run import make_module, make_trainer
 from nni_cssnas.spaces.architecture import read_architecture
+from nni_cssnas.training.config import RECIPES, RetrainConfig, parse_settings
+from nni_cssnas.training.run import make_module, make_trainer
 
 
 def labelled(classes: int, size: int) -> LabelledImages:

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from nni_cssnas.errors import CheckpointError
 from nni_cssnas.results.records import write_atomically
-from nni_cssnas.retrain.weights import Weights, check_file
+from nni_cssnas.training.weights import Weights, check_file
 
 __all__ = ["Records", "checkpoint_epoch", "newest_checkpoint"]
 
@@ -43,7 +43,7 @@ class Records(Checkpoint):
     Attributes
     ----------
     rows : list of dict
-        One for each epoch that is finished: :attr:`~nni_cssnas.retrain.module.Classifier.row` and its ``seconds``.
+        One for each epoch that is finished: :attr:`~nni_cssnas.training.module.Classifier.row` and its ``seconds``.
     """
 
     def __init__(

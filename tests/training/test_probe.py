@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 from nni_cssnas.cli import app
 from nni_cssnas.errors import CheckpointError, ConfigError
 from nni_cssnas.images.labelled import LabelledImages
-from nni_cssnas.retrain.config import RetrainConfig
-from nni_cssnas.retrain.pretrain import features_network, pretrain
-from nni_cssnas.retrain.probe import knn_accuracy, linear_accuracy, probe, untrained
-from nni_cssnas.retrain.weights import Weights
 from nni_cssnas.spaces.architecture import read_architecture
+from nni_cssnas.training.config import RetrainConfig
+from nni_cssnas.training.pretrain import features_network, pretrain
+from nni_cssnas.training.probe import knn_accuracy, linear_accuracy, probe, untrained
+from nni_cssnas.training.weights import Weights
 
 from .conftest import SMALL
 

@@ -15,10 +15,10 @@ from nni_cssnas.base.device import resolve_device
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.images.labelled import Files, LabelledImages, Split
 from nni_cssnas.images.pool import Pool
-from nni_cssnas.retrain.augment import Augmentation
-from nni_cssnas.retrain.config import RetrainConfig
-from nni_cssnas.retrain.weights import Weights
 from nni_cssnas.spaces.backbone import Backbone
+from nni_cssnas.training.augment import Augmentation
+from nni_cssnas.training.config import RetrainConfig
+from nni_cssnas.training.weights import Weights
 
 __all__ = ["ProbeResult", "features", "knn_accuracy", "linear_accuracy", "probe", "untrained"]
 

@@ -17,8 +17,8 @@ from nni_cssnas.errors import ImagesError
 from nni_cssnas.images import decode
 from nni_cssnas.images.labelled import Files, Split
 from nni_cssnas.images.pool import Pool
-from nni_cssnas.retrain.augment import picture_transforms
-from nni_cssnas.retrain.config import RetrainConfig
+from nni_cssnas.training.augment import picture_transforms
+from nni_cssnas.training.config import RetrainConfig
 
 __all__ = ["NO_LABEL", "LabelledData", "Order", "default_workers"]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nni_cssnas.images.labelled import LabelledImages, load_labelled
-from nni_cssnas.retrain.config import RetrainConfig
+from nni_cssnas.training.config import RetrainConfig
 
 SMALL = {"channels": 2, "num_cells": 3, "epochs": 3, "batch_size": 16, "size": 16, "auxiliary_weight": 0, "cutout": 4}
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import torch
 
 from nni_cssnas.images.views import MEAN, STD
-from nni_cssnas.retrain.augment import Augmentation, cutout, random_crop
-from nni_cssnas.retrain.config import RetrainConfig
+from nni_cssnas.training.augment import Augmentation, cutout, random_crop
+from nni_cssnas.training.config import RetrainConfig
 
 
 def generator() -> torch.Generator:

@@ -15,10 +15,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from nni_cssnas.base.device import derive_seed
 from nni_cssnas.base.modules import feature_tensor
 from nni_cssnas.errors import DivergenceError
-from nni_cssnas.retrain.augment import Augmentation
-from nni_cssnas.retrain.config import RetrainConfig
-from nni_cssnas.retrain.data import NO_LABEL
 from nni_cssnas.spaces.network import CellNetwork
+from nni_cssnas.training.augment import Augmentation
+from nni_cssnas.training.config import RetrainConfig
+from nni_cssnas.training.data import NO_LABEL
 
 __all__ = ["Classifier", "class_weights"]
 

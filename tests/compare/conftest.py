@@ -1,3 +1,0 @@
-"""The small labelled images of the trainings."""
-
-from retrain.conftest import _one_thread, data, npz, small  # noqa: F401
