@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.judge.proxy import Proxy, ProxyResult, references_of
-from nni_cssnas.results.records import write_atomically
 from nni_cssnas.spaces import make_space, search_space
 from nni_cssnas.spaces.encoding import has_constraints
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nni_cssnas.base.paths import make_importable
 from nni_cssnas.cli.app import app, console, mapping, short, show_references
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def run(
 
 def _rehearse(proxy: ProxyConfig, code_directory: Path) -> None:
     """Find what every trial would fail of, and score the reference architectures that all of them need."""
-    sys.path.insert(0, str(code_directory.resolve()))  # a space of the user's own
+    make_importable(code_directory)  # a space of the user's own
     with console.status("looking at the space and the images"):
         from nni_cssnas.judge.proxy import Proxy, references_of
         from nni_cssnas.spaces import make_space
@@ -120,7 +120,7 @@ def init(
 
     from nni_cssnas.bridge.scaffold import Scaffold
 
-    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    make_importable(Path.cwd())  # a space of the user's own
     scaffold = Scaffold(folder, settings, trials=trials, concurrency=concurrency)
     if not force:
         scaffold.refuse_to_overwrite()
@@ -146,14 +146,14 @@ def space(
     force: Annotated[bool, typer.Option("--force", help="Replace a file with other contents.")] = False,
 ) -> None:
     """Write search_space.json for an experiment."""
+    from nni_cssnas.base.files import write_atomically
     from nni_cssnas.config import ProxyConfig
     from nni_cssnas.errors import ConfigError
-    from nni_cssnas.results.records import write_atomically
 
     settings = ProxyConfig.load(config)
     from nni_cssnas.spaces import make_space, search_space
 
-    sys.path.insert(0, str(config.parent.resolve()))  # a space of the user's own lies beside its experiment
+    make_importable(config.parent)  # a space of the user's own lies beside its experiment
     choices = search_space(make_space(settings.space))
     path = output or config.parent / "search_space.json"
     text = json.dumps(choices, indent=1) + "\n"

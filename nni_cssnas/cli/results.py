@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from nni_cssnas.base.paths import make_importable
 from nni_cssnas.cli.app import app, architecture_of, console, mapping, short, show_best, show_references, steps
 
 
@@ -77,8 +77,8 @@ def screen(
     values: dict[str, object] = {}
     if config is not None:
         values = ProxyConfig.load(config).model_dump(exclude_unset=True)
-        sys.path.insert(0, str(config.parent.resolve()))
-    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+        make_importable(config.parent)
+    make_importable(Path.cwd())  # a space of the user's own
     if space is not None:
         values["space"] = {"name": space}
     if images is not None:
@@ -228,7 +228,7 @@ def export(
     from nni_cssnas.spaces.architecture import read_architecture
     from nni_cssnas.training.weights import Weights, own_weights
 
-    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    make_importable(Path.cwd())  # a space of the user's own
     named = genotype is not None or space is not None or sample is not None
     known = None if weights is None else own_weights(weights) if named else Weights.read(weights)
     given = {"num_classes": classes, "num_cells": cells, "channels": channels, "stem": stem, "size": size}

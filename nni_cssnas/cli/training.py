@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from nni_cssnas.base.paths import make_importable
 from nni_cssnas.cli.app import app, architecture_of, console, mapping, short
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def probe(
         results = {"features": measure(loaded, images, config, neighbours=neighbours)}
         if weights is not None or pretrain_epochs:
             results["untrained"] = measure(untrained(loaded, images, config), images, config, neighbours=neighbours)
-    from nni_cssnas.results.records import write_atomically
+    from nni_cssnas.base.files import write_atomically
 
     output.mkdir(parents=True, exist_ok=True)
     content = {name: result.to_dict() for name, result in results.items()}
@@ -316,7 +316,7 @@ def compare(
 
     from nni_cssnas.config import SpaceConfig
 
-    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    make_importable(Path.cwd())  # a space of the user's own
     home = None if space is None else SpaceConfig(name=space, arguments=mapping(arguments))
     config = _config(
         recipe,
@@ -419,7 +419,7 @@ def _architecture(genotype: str | None, space: str | None, arguments: str, sampl
     from nni_cssnas.config import SpaceConfig
     from nni_cssnas.spaces.architecture import read_architecture
 
-    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    make_importable(Path.cwd())  # a space of the user's own
     home = None if space is None else SpaceConfig(name=space, arguments=mapping(arguments))
     return read_architecture(architecture_of(genotype), space=home, sample=sample)
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nni_cssnas.base.files import one_line
+from nni_cssnas.base.files import beside, one_line
 
 __all__ = ["CACHE_VARIABLE", "Blocks", "cache_folder", "locked", "resident"]
 
@@ -230,7 +230,7 @@ def _write(path: Path, blocks: Iterator[NDArray[np.uint8]], size: int) -> None:
     for stale in path.parent.glob(f".{path.name}.*.tmp"):
         with suppress(OSError):
             stale.unlink()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     try:
         with _usable():
             file = temporary.open("wb")

@@ -32,13 +32,13 @@ import torch
 from torch import nn
 
 from nni_cssnas.base.device import derive_seed, resolve_device, seeded
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.images.cache import cache_folder, locked
 from nni_cssnas.images.pool import Images, Pool, fingerprint
 from nni_cssnas.images.sources import load_images
 from nni_cssnas.images.views import make_views
-from nni_cssnas.results.records import write_atomically
 from nni_cssnas.scores.combine import ReferenceSet
 from nni_cssnas.scores.contrastive import check_images, train_contrastive
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
