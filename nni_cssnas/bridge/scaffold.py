@@ -92,9 +92,7 @@ class Scaffold:
         if self.config.score == "combined":
             update |= {"score": "untrained", "untrained": self.config.untrained.model_copy(update={"references": 8})}
         config = self.config.model_copy(update=update)
-        proxy = Proxy(config, references_of(self.space, config))
-        proxy.prepare()
-        return proxy
+        return Proxy(config, references_of(self.space, config))
 
     def check(self) -> ProxyResult:
         """Score one random architecture as a trial would; gives its numbers, or raises what the trial would."""

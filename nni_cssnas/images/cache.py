@@ -55,6 +55,24 @@ def cache_folder(cache_dir: Path | None = None) -> Path:
         return Path(tempfile.gettempdir()) / "nni_cssnas"
 
 
+def empty_cache(cache_dir: Path | None = None) -> int:
+    """Delete what this package keeps in the cache's folder, which is all made again; gives the bytes that became free.
+
+    What another process is making is left alone, and so is every file of another kind.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = cache_folder(cache_dir)
+    freed = 0
+    for pattern in ("*px-*.npy", "depth-*.json", "references/*.json"):
+        for path in folder.glob(pattern):
+            with suppress(OSError, Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
+                size = path.lstat().st_size
+                path.unlink()
+                freed += size
+    return freed
+
+
 def resident(key: dict[str, Any], make: Blocks, *, kind: str, size: int, cache_dir: Path | None = None) -> torch.Tensor:
     """The images that ``make`` decodes, from the cache if they were decoded before.
 

@@ -111,6 +111,16 @@ class RetrainResult:
     seconds: float
     folder: Path
 
+    def network(self, weights: str = "best.pt") -> nn.Module:
+        """The trained network, in evaluation mode, on the CPU: normalised images to logits.
+
+        Parameters
+        ----------
+        weights
+            ``best.pt``, of the epoch with the highest validation accuracy, or ``final.pt``.
+        """
+        return Weights.read(self.folder / weights).network()
+
 
 def retrain(
     architecture: Architecture,
