@@ -555,7 +555,8 @@ def compare(
     CssnasError
         If an argument cannot be used, or a training fails; see :func:`nni_cssnas.training.run.retrain`.
     """
-    make_importable(Path.cwd())
+    if not found:
+        raise ConfigError("compare needs at least one architecture that was found")
     config = recipe_of(recipe, settings)
 
     import torch
