@@ -242,7 +242,7 @@ class Proxy:
         return ProxyResult(self.reference_set.score(ranked), components, losses)
 
     def untrained(self, model: nn.Module, components: Sequence[str]) -> dict[str, float]:
-        """Some of :data:`~nni_cssnas.config.UNTRAINED_SCORES` of a network, on weights drawn anew; its own are kept."""
+        """Some of :data:`~nni_cssnas.measures.MEASURES` of a network, on weights drawn anew; its own are kept."""
         backbone = Backbone(model, self.size, self.config.space.classifier)
         return self._untrained(backbone, multiply_adds(backbone, (3, self.size, self.size)), components)
 
