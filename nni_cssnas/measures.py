@@ -75,7 +75,7 @@ MEASURES: dict[str, Measure] = {
         _own("jacov", "Mellor et al., arXiv:2006.04647v1"),
         _own("naswot", "Mellor et al., arXiv:2006.04647", "codes"),
         _own("swap", "SWAP-NAS, arXiv:2403.04161", "codes"),
-        _own("gradient_flow", "the size of the contrastive loss's gradients", "pair"),
+        _own("gradient_flow", "the norm of the contrastive loss's gradients, arXiv:2101.08134", "pair"),
         _own("zico", "ZiCo, arXiv:2301.11300, with the contrastive loss", "pair"),
     )
 }
