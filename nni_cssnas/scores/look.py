@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nni_cssnas.base.modules import feature_tensor, pool
+from nni_cssnas.base.modules import feature_tensor, pooled
 from nni_cssnas.errors import SpaceError
 from nni_cssnas.scores.cost import multiply_adds
 from nni_cssnas.scores.statistics import contrastive_loss, entropy, gram
@@ -197,7 +197,7 @@ def _any(tensor: Tensor) -> bool:
 def _features(model: nn.Module, images: Tensor, classifier: str | None) -> Tensor:
     captured: list[Any] = []
     if classifier is None:
-        return pool(model(images))
+        return pooled(model(images))
     handle = model.get_submodule(classifier).register_forward_pre_hook(lambda module, args: captured.append(args))
     try:
         model(images)
@@ -205,7 +205,7 @@ def _features(model: nn.Module, images: Tensor, classifier: str | None) -> Tenso
         handle.remove()
     if not captured:
         raise SpaceError(f"classifier {classifier!r} takes no part in the forward pass; name another module")
-    return pool(captured[-1])
+    return pooled(captured[-1])
 
 
 def _is_dead(item: View) -> bool:

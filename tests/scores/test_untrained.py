@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nni_cssnas.base.modules import pool
+from nni_cssnas.base.modules import pooled
 from nni_cssnas.errors import ConfigError, SpaceError
 from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES
 from nni_cssnas.scores import untrained
@@ -48,7 +48,7 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
     ],
 )
 def test_pool(output: object, expected: list[list[float]]) -> None:
-    assert pool(output).tolist() == expected
+    assert pooled(output).tolist() == expected
 
 
 # ---- one network --------------------------------------------------------------------------------------
