@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from nni_cssnas.base.files import one_line, read_mapping
@@ -56,6 +56,8 @@ Strength = Annotated[float, Field(ge=0, le=100)]
 Weight = Annotated[float, Field(gt=0, le=10**6)]
 FileName = Annotated[str, AfterValidator(_name_of_file)]
 FilePath = Annotated[Path, AfterValidator(_name_of_file)]
+Amp = Annotated[Literal["off", "bf16", "fp16"], BeforeValidator(lambda value: "off" if value is False else value)]
+"""Mixed precision. YAML reads ``off`` as false."""
 Degrees = Annotated[float, Field(ge=-360, le=360)]
 
 MOST_MISTAKES = 5
@@ -238,7 +240,7 @@ class ContrastiveConfig(Section):
     projection_dim: Width = 128
     view_pool: Literal["fresh", "fixed"] = "fresh"
     held_out: float = Field(0.1, ge=0, lt=1)
-    amp: Literal["off", "bf16", "fp16"] = "off"
+    amp: Amp = "off"
     channels_last: bool = False
     compile: bool = False
 

@@ -126,6 +126,7 @@ def retrain(
         "device": device,
     }
     import nni_cssnas
+    from nni_cssnas.verbs import recipe_of
 
     architecture, home = one_architecture(genotype, space, arguments, sample)
     status = console.status("reading the images")
@@ -141,7 +142,7 @@ def retrain(
         console.print(str(plan), highlight=False, markup=False, soft_wrap=True)
 
     given = _settings(values, settings)
-    total = nni_cssnas.verbs.recipe_of(recipe, given)
+    total = recipe_of(recipe, given)
     with _going_on(output), status:
         result = nni_cssnas.retrain(
             architecture,

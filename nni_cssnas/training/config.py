@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nni_cssnas.base.files import one_line, read_mapping
-from nni_cssnas.config import ContrastiveConfig, Section, ViewsConfig, merge
+from nni_cssnas.config import Amp, ContrastiveConfig, Section, ViewsConfig, merge
 from nni_cssnas.errors import ConfigError, nearest
 
 __all__ = ["RECIPES", "RetrainConfig", "parse_settings"]
@@ -165,7 +165,7 @@ class RetrainConfig(Section):
     devices: int = Field(1, ge=1, le=64)
     strategy: str = "auto"
     sync_batchnorm: bool = False
-    amp: Literal["off", "bf16", "fp16"] = "off"
+    amp: Amp = "off"
     channels_last: bool = True
 
     def __init__(self, **values: Any) -> None:
