@@ -14,8 +14,25 @@ if TYPE_CHECKING:
     from nni_cssnas.errors import CssnasError
     from nni_cssnas.genotype import Genotype
     from nni_cssnas.spaces import CellSpace
+    from nni_cssnas.verbs import best, compare, export, probe, report, retrain, run, screen
 
-__all__ = ["CellSpace", "CssnasError", "Genotype", "NasExperiment", "ProxyConfig", "ProxyEvaluator", "__version__"]
+__all__ = [
+    "CellSpace",
+    "CssnasError",
+    "Genotype",
+    "NasExperiment",
+    "ProxyConfig",
+    "ProxyEvaluator",
+    "__version__",
+    "best",
+    "compare",
+    "export",
+    "probe",
+    "report",
+    "retrain",
+    "run",
+    "screen",
+]
 __version__ = "0.1.0"
 
 tell_new_names()
@@ -28,7 +45,12 @@ _HOME = {
     "NasExperiment": "nni_cssnas.bridge.experiment",
     "ProxyConfig": "nni_cssnas.config",
     "ProxyEvaluator": "nni_cssnas.bridge.evaluator",
+    **dict.fromkeys(("best", "compare", "export", "probe", "report", "retrain", "run", "screen"), "nni_cssnas.verbs"),
 }
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

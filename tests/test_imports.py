@@ -27,6 +27,20 @@ ALLOWED = {
     "training": {"base", "config", "genotype", "images", "results", "training", "scores", "spaces"},
     "bridge": {"base", "bridge", "config", "genotype", "images", "judge", "results", "scores", "spaces", "tuners"},
     "search": {"config", "images", "judge", "results", "search", "spaces", "tuners"},
+    "verbs": {
+        "base",
+        "bridge",
+        "comparison",
+        "config",
+        "formats",
+        "genotype",
+        "images",
+        "results",
+        "scores",
+        "search",
+        "spaces",
+        "training",
+    },
     "comparison": {"base", "comparison", "genotype", "images", "results", "training", "scores", "spaces"},
 }
 WITHOUT_NNI = ("errors", "base", "config", "genotype", "images", "scores", "training", "comparison")

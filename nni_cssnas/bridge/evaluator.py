@@ -22,6 +22,7 @@ from nni.mutable import Mutable
 from nni.nas.evaluator import Evaluator
 from torch import nn
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, ExperimentError, ImagesError, SpaceError
 from nni_cssnas.judge.proxy import (
@@ -33,7 +34,7 @@ from nni_cssnas.judge.proxy import (
     candidate_seed,
     references_of,
 )
-from nni_cssnas.results.records import TrialRecord, write_atomically
+from nni_cssnas.results.records import TrialRecord
 from nni_cssnas.spaces.factory import make_space
 
 __all__ = ["ProxyEvaluator"]

@@ -197,10 +197,7 @@ class _Pickle(serializer.Serializer):  # type: ignore[misc]
     """NNI's own uses ``torch.load``, which has refused a strategy's state since torch 2.6."""
 
     def save(self, data: Any, path: Path) -> None:
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_bytes(pickle.dumps(data))
-        beside.chmod(0o600)
-        os.replace(beside, path)
+        write_owned(path, pickle.dumps(data))
 
     def load(self, path: Path) -> Any:
         return pickle.loads(read_owned(path))

@@ -8,8 +8,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.errors import ExperimentError
-from nni_cssnas.results.records import write_atomically
 
 __all__ = ["MODELS", "own_folder", "read_model", "read_owned", "write_model", "write_owned"]
 
@@ -24,10 +24,9 @@ def own_folder(path: Path) -> Path:
     return path
 
 
-def write_owned(path: Path, text: str) -> None:
+def write_owned(path: Path, content: str | bytes) -> None:
     """Write a file that only its owner can read and write, whatever the umask lets others do."""
-    write_atomically(path, text)
-    path.chmod(0o600)
+    write_atomically(path, content, mode=0o600)
 
 
 def read_owned(path: Path) -> bytes:

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.judge.proxy import Proxy, ProxyResult, references_of
-from nni_cssnas.results.records import write_atomically
 from nni_cssnas.spaces import make_space, search_space
 from nni_cssnas.spaces.encoding import has_constraints
 
@@ -92,9 +92,7 @@ class Scaffold:
         if self.config.score == "combined":
             update |= {"score": "untrained", "untrained": self.config.untrained.model_copy(update={"references": 8})}
         config = self.config.model_copy(update=update)
-        proxy = Proxy(config, references_of(self.space, config))
-        proxy.prepare()
-        return proxy
+        return Proxy(config, references_of(self.space, config))
 
     def check(self) -> ProxyResult:
         """Score one random architecture as a trial would; gives its numbers, or raises what the trial would."""

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.base.workers import end_with_parent
 from nni_cssnas.comparison.summary import FOUND, RANDOM, Run, in_order, summarise, verdict
 from nni_cssnas.errors import ConfigError, ImagesError, SpaceError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.images.labelled import LabelledImages
-from nni_cssnas.results.records import write_atomically
 from nni_cssnas.scores.cost import num_parameters
 from nni_cssnas.spaces import CellNetwork, CellSpace, decode, make_space, random_parameters
 from nni_cssnas.spaces.architecture import Architecture

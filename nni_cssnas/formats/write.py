@@ -20,13 +20,11 @@ from torch import nn
 from nni_cssnas.base.modules import evaluation_mode
 from nni_cssnas.errors import ConfigError, ExportError, nearest, printable
 from nni_cssnas.formats.cells import cell_source
+from nni_cssnas.formats.names import FORMATS
 from nni_cssnas.formats.traced import traced_source
 from nni_cssnas.spaces.network import CellNetwork
 
-__all__ = ["FORMATS", "TOLERANCE", "Exported", "export", "load_weights"]
-
-FORMATS = {"python": ".py", "onnx": ".onnx", "torchscript": ".pt", "state-dict": ".pth"}
-"""Every format and what its files end with."""
+__all__ = ["TOLERANCE", "Exported", "export", "load_weights"]
 
 TOLERANCE = 1e-4
 """Largest absolute difference of a logit between the file and the network."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.images import decode
 from nni_cssnas.images.cache import cache_folder
 from nni_cssnas.images.files import stamp, threads
@@ -65,9 +65,7 @@ def common_depth(folder: Path, names: Sequence[str], *, cache_dir: Path | None =
     # Without it the next process looks again.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"folder": str(folder), "bits": found}), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps({"folder": str(folder), "bits": found}))
     return found
 
 

@@ -32,13 +32,13 @@ import torch
 from torch import nn
 
 from nni_cssnas.base.device import derive_seed, resolve_device, seeded
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.images.cache import cache_folder, locked
 from nni_cssnas.images.pool import Images, Pool, fingerprint
 from nni_cssnas.images.sources import load_images
 from nni_cssnas.images.views import make_views
-from nni_cssnas.results.records import write_atomically
 from nni_cssnas.scores.combine import ReferenceSet
 from nni_cssnas.scores.contrastive import check_images, train_contrastive
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
@@ -296,6 +296,32 @@ class Proxy:
         """
         if self.references is not None:
             Backbone(self.build(next(self.references.draw(self.config.seed))), self.size, self.config.space.classifier)
+
+    def rehearse(self, on_stage: Callable[[str, int, int], None], *, references: bool = True) -> None:
+        """Find what every candidate would fail of, and score the reference architectures that all of them need.
+
+        Parameters
+        ----------
+        on_stage
+            Told ``images`` (they are read), ``checked`` (space and images can be used: how many images), ``references``
+            (how many of how many are scored), ``waiting`` (another process scores them).
+        references
+            Whether they are scored, which takes up to minutes if they are not kept from before.
+
+        Raises
+        ------
+        CssnasError
+            Of the kind that fits.
+        """
+        on_stage("images", 0, 0)
+        self.prepare()
+        self.try_one()
+        on_stage("checked", len(self.images), len(self.images))
+        if references and self.config.score != "contrastive":
+            self.on_references = lambda done, total: on_stage(
+                "waiting" if done < 0 else "references", max(done, 0), total
+            )
+            _ = self.reference_set
 
     # ---- references -------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.genotype import Genotype
-from nni_cssnas.results.records import write_atomically
 
 __all__ = ["ScoredArchitecture", "refuse_to_overwrite", "write_screened"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -15,8 +14,8 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Checkpoint
 
+from nni_cssnas.base.files import replacing, write_atomically
 from nni_cssnas.errors import CheckpointError
-from nni_cssnas.results.records import write_atomically
 from nni_cssnas.training.weights import Weights, check_file
 
 __all__ = ["Records", "checkpoint_epoch", "newest_checkpoint"]
@@ -84,12 +83,11 @@ class Records(Checkpoint):
                 trainer.logger.log_metrics(numbers, step=len(self.rows))
         folder = self.folder / "checkpoints"
         path = folder / f"epoch-{len(self.rows):05d}.ckpt"
-        beside = folder / f".{path.name}.tmp"
-        trainer.save_checkpoint(beside)
-        if trainer.is_global_zero:
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(beside, path)
+        if not trainer.is_global_zero:
+            trainer.save_checkpoint(path)  # takes part, and writes nothing
+        else:
+            with replacing(path) as temporary:
+                trainer.save_checkpoint(temporary)
             for old in _checkpoints(folder)[:-KEPT]:
                 old.unlink(missing_ok=True)
             if self.on_epoch is not None:

@@ -27,11 +27,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
 
 from nni_cssnas.base.device import bears_channels_last, derive_seed, resolve_device, seeded
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.errors import CheckpointError, ConfigError, ImagesError
 from nni_cssnas.images.labelled import Files, LabelledImages, Split, stratified
 from nni_cssnas.images.pool import Images, fingerprint
 from nni_cssnas.images.views import MEAN, STD
-from nni_cssnas.results.records import write_atomically
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
 from nni_cssnas.spaces.architecture import Architecture
 from nni_cssnas.spaces.backbone import inspect
@@ -110,6 +110,16 @@ class RetrainResult:
     macs: int
     seconds: float
     folder: Path
+
+    def network(self, weights: str = "best.pt") -> nn.Module:
+        """The trained network, in evaluation mode, on the CPU: normalised images to logits.
+
+        Parameters
+        ----------
+        weights
+            ``best.pt``, of the epoch with the highest validation accuracy, or ``final.pt``.
+        """
+        return Weights.read(self.folder / weights).network()
 
 
 def retrain(

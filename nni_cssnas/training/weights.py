@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import CheckpointError, ConfigError, CssnasError
 from nni_cssnas.genotype import Genotype
@@ -182,15 +182,7 @@ def write_tensors(path: Path, content: dict[str, Any]) -> None:
     """``torch.save`` beside ``path``, then replace it: a reader sees the old file or the new, never half."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_atomically(path, buffer.getbuffer())
 
 
 def check_file(path: Path) -> None:

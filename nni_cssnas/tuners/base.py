@@ -27,6 +27,7 @@ from nni.algorithms.hpo.tpe_tuner import create_liar
 from nni.common.hpo_utils import OptimizeMode, deformat_parameters, format_parameters
 from nni.tuner import Tuner
 
+from nni_cssnas.base.paths import make_importable
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
 from nni_cssnas.errors import ConfigError, nearest
 from nni_cssnas.tuners.dispatcher import trial_code_directory
@@ -468,8 +469,7 @@ def _load_proxy(section: ScreenConfig | ConstraintsConfig | None, setting: str) 
         path = folder / section.proxy
         if path.is_file():
             # A space of the user's own lies beside its experiment.
-            if str(path.parent.resolve()) not in sys.path:
-                sys.path.append(str(path.parent.resolve()))
+            make_importable(path.parent, first=False)
             return ProxyConfig.load(path)
     raise ProxyNotFoundError(
         f"{setting}: proxy is {str(section.proxy)!r}, which is neither in {Path.cwd()} nor in codeDirectory "

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from nni_cssnas.cli import app
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import ConfigError, ExportError, SpaceError
-from nni_cssnas.formats import FORMATS, export, load_weights
+from nni_cssnas.formats.names import FORMATS
+from nni_cssnas.formats.write import export, load_weights
 from nni_cssnas.genotype import Cell, Edge, Genotype
 from nni_cssnas.spaces import CellNetwork, CellSpace, decode, make_space, random_parameters
 from nni_cssnas.spaces.architecture import Architecture, read_architecture
