@@ -91,12 +91,12 @@ def _judge(path: str, parameters: dict[str, Any]) -> ProxyResult:
     import torch
 
     from nni_cssnas.bridge.evaluator import ProxyEvaluator
-    from nni_cssnas.spaces import decode, make_space, random_parameters
+    from nni_cssnas.spaces import decode, make_space, random_choices
 
     torch.set_num_threads(threads)
     space = make_space(config.space)
     if not parameters:
-        parameters = random_parameters(space, np.random.default_rng())
+        parameters = random_choices(space, np.random.default_rng())
         print(f"outside of NNI: scoring the random architecture {parameters}")
     sample = decode(space, parameters)
     evaluator = ProxyEvaluator(config, on_references=_ReferencesLog())

@@ -20,7 +20,7 @@ from nni_cssnas.errors import ConfigError, ExportError, nearest
 from nni_cssnas.genotype import Genotype
 
 if TYPE_CHECKING:
-    from nni_cssnas.bridge.launch import Experiment, Progress
+    from nni_cssnas.bridge.launch import Progress, RunningExperiment
     from nni_cssnas.comparison.run import Contestant
     from nni_cssnas.comparison.summary import Comparison, Group, Run
     from nni_cssnas.images.labelled import LabelledImages
@@ -166,7 +166,7 @@ def run(
     public: bool = False,
     keep: bool = False,
     on_step: OnStep | None = None,
-    on_start: Callable[[Experiment], None] | None = None,
+    on_start: Callable[[RunningExperiment], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> SearchResult:
     """Run an ``experiment.yml`` with ``nnictl``, wait for its end, and give what it found.
@@ -797,7 +797,7 @@ def _architecture(item: object, space: SpaceLike | None) -> Architecture:
     if isinstance(item, Genotype):
         return Architecture(genotype=item)
     if isinstance(item, Mapping) and space is not None:
-        return Architecture(space=_space(space), parameters=dict(item))
+        return Architecture(space=_space(space), choices=dict(item))
     if item is not None and not isinstance(item, (str, Path)):
         raise ConfigError(
             f"an architecture is given as {type(item).__name__}; give what a search found, a genotype, or a file"

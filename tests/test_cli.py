@@ -88,12 +88,12 @@ def test_the_pause_between_two_rounds_is_not_the_end(monkeypatch: pytest.MonkeyP
     pause = states("TUNER_NO_MORE_TRIAL", 0, 5)
     story = [*states("TUNER_NO_MORE_TRIAL", 1, 20), *pause, *states("RUNNING", 1, 2), *pause * 5]
     told = iter(story)
-    monkeypatch.setattr(launch.Experiment, "progress", lambda self: next(told))
+    monkeypatch.setattr(launch.RunningExperiment, "progress", lambda self: next(told))
     monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
-    seen = list(launch.Experiment("x", 1).watch(interval=1.0, patience=10.0))
+    seen = list(launch.RunningExperiment("x", 1).watch(interval=1.0, patience=10.0))
     assert len(seen) == 20 + 5 + 2 + 11
     told = iter(states("DONE", 0, 2))
-    assert len(list(launch.Experiment("x", 1).watch())) == 1
+    assert len(list(launch.RunningExperiment("x", 1).watch())) == 1
 
 
 def test_nnictls_refusal_is_passed_on(tmp_path: Path) -> None:

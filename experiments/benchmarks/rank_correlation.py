@@ -37,12 +37,12 @@ from scipy.stats import kendalltau, spearmanr
 from tables import ACCURACY, Entry, default_table, draw, read_table
 
 from nni_cssnas.base.files import replacing, write_atomically
-from nni_cssnas.config import DEFAULT_WEIGHTS, UNTRAINED_SCORES
 from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError, nearest
+from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES
 from nni_cssnas.scores.combine import ReferenceSet
 
 BENCHMARKS = ("nasbench201", "nasbench_macro")
-COMPONENTS = UNTRAINED_SCORES
+COMPONENTS = tuple(MEASURES)
 COSTS = ("params", "macs")
 CRITERIA = ("loss", "drop", "held_out", "alignment", "uniformity")
 """What a short contrastive training shows; measured only where it is asked for."""

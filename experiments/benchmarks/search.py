@@ -30,8 +30,8 @@ from rich.progress import track
 from rich.table import Table
 from tables import default_table, read_table
 
-from nni_cssnas.config import DEFAULT_WEIGHTS
 from nni_cssnas.errors import ConfigError, CssnasError
+from nni_cssnas.measures import DEFAULT_WEIGHTS
 from nni_cssnas.scores.combine import log_ranks
 from nni_cssnas.tuners.tpe import Tpe
 

@@ -49,7 +49,7 @@ from nni_cssnas.scores.contrastive import train_contrastive
 from nni_cssnas.scores.losses import nt_xent
 from nni_cssnas.search.explore import explore
 from nni_cssnas.spaces.backbone import Backbone
-from nni_cssnas.spaces.encoding import decode, random_parameters
+from nni_cssnas.spaces.encoding import decode, random_choices
 from nni_cssnas.spaces.factory import make_space
 
 PARTS = ("views", "epoch", "loss", "start", "memory", "screening", "growth")
@@ -190,7 +190,7 @@ def networks(config: ProxyConfig, number: int, seed: int = 0) -> Iterator[tuple[
     space = make_space(config.space)
     rng = np.random.default_rng(seed)
     for index in range(number):
-        parameters = random_parameters(space, rng)
+        parameters = random_choices(space, rng)
         torch.manual_seed(index)
         yield parameters, space.freeze(decode(space, parameters))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nni_cssnas.errors import SpaceError
 
-__all__ = ["evaluation_mode", "feature_tensor", "pool"]
+__all__ = ["evaluation_mode", "feature_tensor", "pooled"]
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def feature_tensor(value: Any) -> Tensor | None:
     return None
 
 
-def pool(output: Any) -> Tensor:
+def pooled(output: Any) -> Tensor:
     """Features (batch, C): a map (batch, C, H, W) or tokens (batch, N, C) are averaged.
 
     Raises

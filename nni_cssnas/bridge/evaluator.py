@@ -138,7 +138,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
             before = TrialRecord.finished_before(folder, parameters, self.config.model_dump(mode="json"))
             if before is not None:
                 return _tell(ProxyResult(before.score or 0.0, before.components, tuple(before.epoch_losses)))
-        with _Journal(folder, parameters, seed, self.config) as journal:
+        with _RecordWriter(folder, parameters, seed, self.config) as journal:
             proxy = self._proxy(space)
             if self.record_dir is None and journal.folder is not None:
                 _refuse_other_images(journal.folder.parent, proxy)
@@ -180,7 +180,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         return Path(folder) if folder else None
 
 
-class _Journal:
+class _RecordWriter:
     """Keeps the record of one evaluation up to date in its folder, or nowhere if the folder is None."""
 
     def __init__(self, folder: Path | None, parameters: dict[str, Any], seed: int, config: ProxyConfig) -> None:
@@ -204,7 +204,7 @@ class _Journal:
         if self.folder is not None:
             self.record.write(self.folder)
 
-    def __enter__(self) -> _Journal:
+    def __enter__(self) -> _RecordWriter:
         self.note()
         return self
 

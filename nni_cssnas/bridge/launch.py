@@ -31,8 +31,8 @@ from nni_cssnas.results.experiments import find_experiment
 from nni_cssnas.tuners.base import finite_score
 
 __all__ = [
-    "Experiment",
     "Progress",
+    "RunningExperiment",
     "create",
     "free_port",
     "last_error",
@@ -70,7 +70,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class RunningExperiment:
     """A running experiment of ``nnictl``; ``token`` is the secret in the address of a public portal."""
 
     id: str
@@ -191,7 +191,7 @@ class Experiment:
         return f"{error}; {said}; what has finished is kept, go on with: nni-cssnas resume {self.id}"
 
 
-def create(config: Path, *, port: int | None = None, public: bool = False) -> Experiment:
+def create(config: Path, *, port: int | None = None, public: bool = False) -> RunningExperiment:
     """Run ``nnictl create --config CONFIG``.
 
     Parameters
@@ -202,7 +202,7 @@ def create(config: Path, *, port: int | None = None, public: bool = False) -> Ex
         Of the portal, 1 to 65535; by default 8080 or the next free one.
     public
         Let the portal listen on every interface. Its address then has a secret
-        (:attr:`Experiment.public_portal`), without which other machines are refused.
+        (:attr:`RunningExperiment.public_portal`), without which other machines are refused.
 
     Raises
     ------
@@ -216,7 +216,7 @@ def create(config: Path, *, port: int | None = None, public: bool = False) -> Ex
     return _start(["create", "--config", str(config)], port, public)
 
 
-def resume(experiment_id: str, *, port: int | None = None, public: bool = False) -> Experiment:
+def resume(experiment_id: str, *, port: int | None = None, public: bool = False) -> RunningExperiment:
     """Run ``nnictl resume ID``, as soon as the tuner of a manager that died is gone too.
 
     That tuner would connect to the new manager and throw out the new tuner.
@@ -241,7 +241,7 @@ def resume(experiment_id: str, *, port: int | None = None, public: bool = False)
     return _start(["resume", experiment_id], port, public)
 
 
-def view(experiment_id: str, *, port: int | None = None, public: bool = False) -> Experiment:
+def view(experiment_id: str, *, port: int | None = None, public: bool = False) -> RunningExperiment:
     """Run ``nnictl view ID``: the portal of an experiment that is not running, without going on with it.
 
     Parameters
@@ -300,7 +300,7 @@ def last_error(text: str) -> str | None:
     return found
 
 
-def _start(arguments: Sequence[str], port: int | None, public: bool) -> Experiment:
+def _start(arguments: Sequence[str], port: int | None, public: bool) -> RunningExperiment:
     """Run ``nnictl``; what it has begun is ended again if this is interrupted."""
     if port is None:
         port = free_port()
@@ -325,14 +325,14 @@ def _start(arguments: Sequence[str], port: int | None, public: bool) -> Experime
             process.terminate()
             process.wait()
             if started := _started(output):
-                Experiment(started, port).stop()
+                RunningExperiment(started, port).stop()
             raise
         said, started = _read(output), _started(output)
     if process.returncode or not started or not _is_listening(port):
         if started:
-            Experiment(started, port).stop()
+            RunningExperiment(started, port).stop()
         raise ExperimentError(f"nnictl {arguments[0]} failed: {_reason(said, started)}")
-    return Experiment(started, port, token)
+    return RunningExperiment(started, port, token)
 
 
 def _started(output: Any) -> str | None:

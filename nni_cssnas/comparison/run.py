@@ -28,7 +28,7 @@ from nni_cssnas.errors import ConfigError, ImagesError, SpaceError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.images.labelled import LabelledImages
 from nni_cssnas.scores.cost import num_parameters
-from nni_cssnas.spaces import CellNetwork, CellSpace, decode, make_space, random_parameters
+from nni_cssnas.spaces import CellNetwork, CellSpace, decode, make_space, random_choices
 from nni_cssnas.spaces.architecture import Architecture
 from nni_cssnas.spaces.width import genotype_width
 from nni_cssnas.training.changes import changes, listed_changes
@@ -184,7 +184,7 @@ def _draw(like: Architecture, seed: int) -> Iterator[Architecture]:
         assert like.space is not None
         space = make_space(like.space)
         while True:
-            yield Architecture(space=like.space, parameters=random_parameters(space, rng))
+            yield Architecture(space=like.space, choices=random_choices(space, rng))
     cells = (like.genotype.normal, like.genotype.reduce)
     nodes = len(cells[0].nodes)
     if nodes not in (4, 5) or len(cells[1].nodes) != nodes:
@@ -198,7 +198,7 @@ def _draw(like: Architecture, seed: int) -> Iterator[Architecture]:
         channels=1,
     )
     while True:
-        yield Architecture(cell_space.genotype_of(decode(cell_space, random_parameters(cell_space, rng))))
+        yield Architecture(cell_space.genotype_of(decode(cell_space, random_choices(cell_space, rng))))
 
 
 def check_folder(who: Sequence[Contestant], config: RetrainConfig, data: LabelledImages, out: Path) -> None:

@@ -44,7 +44,7 @@ from nni_cssnas.scores.contrastive import check_images, train_contrastive
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
 from nni_cssnas.scores.untrained import measure
 from nni_cssnas.spaces.backbone import Backbone
-from nni_cssnas.spaces.encoding import decode, random_parameters
+from nni_cssnas.spaces.encoding import decode, random_choices
 from nni_cssnas.spaces.identity import own_sources, space_key
 from nni_cssnas.spaces.network import CellNetwork
 
@@ -111,9 +111,9 @@ class ProxyResult:
         return {"default": self.score, **{name: self.components[name] for name in COSTS if name in self.components}}
 
 
-def candidate_seed(config: ProxyConfig, parameters: Mapping[str, Any]) -> int:
+def candidate_seed(config: ProxyConfig, choices: Mapping[str, Any]) -> int:
     """The seed of one architecture's weights: from the experiment's seed and the architecture's content."""
-    return derive_seed(config.seed, json.dumps(dict(parameters), sort_keys=True, default=str))
+    return derive_seed(config.seed, json.dumps(dict(choices), sort_keys=True, default=str))
 
 
 def references_of(space: Any, config: ProxyConfig) -> References:
@@ -122,9 +122,9 @@ def references_of(space: Any, config: ProxyConfig) -> References:
     def draw(seed: int) -> Iterator[Candidate]:
         rng = np.random.default_rng(seed)
         while True:
-            parameters = random_parameters(space, rng)
-            sample = decode(space, parameters)
-            yield Candidate(partial(space.freeze, sample), candidate_seed(config, parameters))
+            choices = random_choices(space, rng)
+            sample = decode(space, choices)
+            yield Candidate(partial(space.freeze, sample), candidate_seed(config, choices))
 
     return References(space_key(space), draw)
 
@@ -242,7 +242,7 @@ class Proxy:
         return ProxyResult(self.reference_set.score(ranked), components, losses)
 
     def untrained(self, model: nn.Module, components: Sequence[str]) -> dict[str, float]:
-        """Some of :data:`~nni_cssnas.config.UNTRAINED_SCORES` of a network, on weights drawn anew; its own are kept."""
+        """Some of :data:`~nni_cssnas.measures.MEASURES` of a network, on weights drawn anew; its own are kept."""
         backbone = Backbone(model, self.size, self.config.space.classifier)
         return self._untrained(backbone, multiply_adds(backbone, (3, self.size, self.size)), components)
 

@@ -27,7 +27,7 @@ from nni_cssnas.judge.proxy import Candidate, Proxy, candidate_seed, references_
 from nni_cssnas.results.screening_log import ScreeningLog
 from nni_cssnas.scores.cost import latency, multiply_adds, num_parameters
 from nni_cssnas.spaces.backbone import Backbone
-from nni_cssnas.spaces.encoding import decode, random_parameters, search_space
+from nni_cssnas.spaces.encoding import decode, random_choices, search_space
 from nni_cssnas.spaces.factory import make_space
 
 __all__ = ["FINAL", "Feasibility", "Screened", "Screener", "Spread"]
@@ -54,7 +54,7 @@ class Screened:
     """One candidate: its choices, its score and what was measured (nothing where it cannot be run); ``genotype`` if it has
     cells; ``second_look`` is what the finalists are ranked by."""
 
-    parameters: dict[str, Any]
+    choices: dict[str, Any]
     score: float
     components: dict[str, float]
     genotype: Genotype | None = None
@@ -78,14 +78,14 @@ class Screener:
     def __init__(self, config: ProxyConfig) -> None:
         self.config = config
         self.space = make_space(config.space)
-        self.choices = search_space(self.space)
+        self.search_space = search_space(self.space)
         self.proxy = Proxy(config, references_of(self.space, config))
         self.proxy.prepare()
         self._final: dict[int, Proxy] = {}
 
-    def screen(self, parameters: Mapping[str, Any]) -> Screened:
+    def screen(self, choices: Mapping[str, Any]) -> Screened:
         """Build and score one architecture; one that its space forbids, or that cannot be run, has the worst score."""
-        chosen = dict(parameters)
+        chosen = dict(choices)
         try:
             sample = decode(self.space, chosen)
             candidate = Candidate(partial(self.space.freeze, sample), candidate_seed(self.config, chosen))
@@ -97,7 +97,7 @@ class Screener:
             return Screened(chosen, worst, {})
         return Screened(chosen, result.score, result.components, genotype)
 
-    def finalist(self, parameters: Mapping[str, Any]) -> dict[str, float]:
+    def finalist(self, choices: Mapping[str, Any]) -> dict[str, float]:
         """A second look at one architecture, the mean over :data:`FINAL_DRAWS` other weights and views.
 
         Of the untrained score the :data:`FINAL` components, of one with training the ``score`` again.
@@ -105,12 +105,12 @@ class Screener:
         draws = []
         for number in range(FINAL_DRAWS):
             proxy = self._another(number)
-            build = partial(self.space.freeze, decode(self.space, parameters))
+            build = partial(self.space.freeze, decode(self.space, choices))
             if self.config.score == "untrained":
                 draws.append(proxy.untrained(build(), tuple(FINAL)))
                 continue
             try:
-                draws.append({"score": proxy.judge(Candidate(build, candidate_seed(proxy.config, parameters))).score})
+                draws.append({"score": proxy.judge(Candidate(build, candidate_seed(proxy.config, choices))).score})
             except DivergenceError:
                 return {"score": -math.inf}
         return {name: statistics.fmean(draw[name] for draw in draws) for name in draws[0]}
@@ -126,19 +126,19 @@ class Screener:
         return self._final[number]
 
     def random(self, num: int, seed: int) -> Iterator[dict[str, Any]]:
-        """Up to ``num`` different random architectures, as parameters; fewer if the space is small."""
+        """Up to ``num`` different random architectures, as choices; fewer if the space is small."""
         rng = np.random.default_rng(seed)
         seen: set[str] = set()
         repeats = 0
         while len(seen) < num and repeats < 1000:
-            parameters = random_parameters(self.space, rng)
-            key = repr(sorted(parameters.items()))
+            choices = random_choices(self.space, rng)
+            key = repr(sorted(choices.items()))
             if key in seen:
                 repeats += 1
                 continue
             seen.add(key)
             repeats = 0
-            yield parameters
+            yield choices
 
     @contextmanager
     def spread(self, workers: int = 1, log: ScreeningLog | None = None) -> Iterator[Spread]:
@@ -195,10 +195,10 @@ class Feasibility:
         self.size = self.config.views.input_size or self.config.images.size
         self.measured = any((limits.max_params, limits.max_macs, limits.max_latency_ms))
 
-    def problem(self, parameters: Mapping[str, Any]) -> str | None:
+    def problem(self, choices: Mapping[str, Any]) -> str | None:
         """Which constraint an architecture breaks, and by how much; None if it keeps all. One that cannot be built breaks them."""
         try:
-            sample = decode(self.space, parameters)
+            sample = decode(self.space, choices)
             if not self.measured:
                 return None
             backbone = Backbone(self.space.freeze(sample), self.size, self.config.space.classifier)
@@ -268,7 +268,7 @@ def _from_row(kind: str, row: Mapping[str, Any]) -> Screened | dict[str, float]:
 @dataclass
 class _Job:
     method: Callable[[Screener, Mapping[str, Any]], Any]
-    parameters: dict[str, Any]
+    choices: dict[str, Any]
     future: Future[Any] | None = None
     deaths: int = 0
 
@@ -303,7 +303,7 @@ class _Workers:
 
     def _submit(self, job: _Job) -> None:
         try:
-            job.future = self._pool.submit(_work, job.method, job.parameters)
+            job.future = self._pool.submit(_work, job.method, job.choices)
         except BrokenProcessPool:
             job.future = None  # _finish begins anew
 
@@ -319,7 +319,7 @@ class _Workers:
                 job.deaths += 1
                 if job.deaths == DEATHS:
                     raise ExperimentError(
-                        f"a worker process died {DEATHS} times while it scored {job.parameters} (out of memory?); "
+                        f"a worker process died {DEATHS} times while it scored {job.choices} (out of memory?); "
                         "what was screened is kept, and the same command with fewer --workers goes on"
                     ) from None
                 self.end()
@@ -341,9 +341,9 @@ def _start_worker(config: ProxyConfig, threads: int) -> None:
     _worker = Screener(config.model_copy(update={"threads": threads}))
 
 
-def _work(method: Callable[[Screener, Mapping[str, Any]], Any], parameters: dict[str, Any]) -> Any:
+def _work(method: Callable[[Screener, Mapping[str, Any]], Any], choices: dict[str, Any]) -> Any:
     assert _worker is not None
-    return method(_worker, parameters)
+    return method(_worker, choices)
 
 
 def _lagged(

@@ -93,11 +93,11 @@ class ScreeningLog:
         """How many architectures are in it."""
         return sum(kind == "screen" for kind, _ in self._rows)
 
-    def recall(self, kind: str, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+    def recall(self, kind: str, choices: Mapping[str, Any]) -> dict[str, Any] | None:
         """The row of an architecture, or None."""
-        return self._rows.get((kind, _key(parameters)))
+        return self._rows.get((kind, _key(choices)))
 
-    def keep(self, kind: str, parameters: Mapping[str, Any], **values: Any) -> None:
+    def keep(self, kind: str, choices: Mapping[str, Any], **values: Any) -> None:
         """Add a row.
 
         Raises
@@ -105,7 +105,7 @@ class ScreeningLog:
         ExperimentError
             If it cannot be written; what was written before stays whole.
         """
-        row = {kind: dict(parameters), **values}
+        row = {kind: dict(choices), **values}
         try:
             with self.path.open("ab", buffering=0) as file:
                 start = file.tell()
@@ -121,7 +121,7 @@ class ScreeningLog:
                 f"cannot write {self.path}: {error.strerror or error}; the {self.screened} architectures in it are kept. "
                 "Make space, and the same command goes on from there"
             ) from None
-        self._rows[kind, _key(parameters)] = row
+        self._rows[kind, _key(choices)] = row
 
     def _read(self) -> tuple[list[dict[str, Any]], int]:
         """The rows, the first of which says of what screening they are, and the bytes of all whole lines."""
@@ -180,5 +180,5 @@ def _difference(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) ->
     return f"{name} is {old} there and {new} here" if len(old) + len(new) < 200 else f"{name} differs"
 
 
-def _key(parameters: Mapping[str, Any]) -> str:
-    return json.dumps(dict(parameters), sort_keys=True)
+def _key(choices: Mapping[str, Any]) -> str:
+    return json.dumps(dict(choices), sort_keys=True)

@@ -43,7 +43,7 @@ def explore(
     *,
     seed: int = 0,
     seconds: float | None = None,
-    allowed: Callable[[Mapping[str, Any]], bool] = lambda parameters: True,
+    allowed: Callable[[Mapping[str, Any]], bool] = lambda choices: True,
 ) -> Iterator[Screened]:
     """Screen random architectures, then so many that TPE proposes.
 
@@ -62,43 +62,43 @@ def explore(
     """
     end = math.inf if seconds is None else time.monotonic() + seconds
     tuner = Tpe(seed=seed)
-    tuner.update_search_space(screener.choices)
+    tuner.update_search_space(screener.search_space)
     numbers: dict[str, int] = {}
 
     def drawn() -> Iterator[dict[str, Any]]:
         number = 0
-        for parameters in screener.random(10**9 if num_random else 0, seed):
+        for choices in screener.random(10**9 if num_random else 0, seed):
             if number == num_random or time.monotonic() >= end:
                 return
-            if allowed(parameters):
+            if allowed(choices):
                 number += 1
-                yield parameters
+                yield choices
 
     def proposed() -> Iterator[dict[str, Any]]:
         number = taken = 0
         while taken < num_guided and time.monotonic() < end:
             try:
-                parameters = tuner.generate_parameters(number)
+                choices = tuner.generate_parameters(number)
             except NoMoreTrialError:
                 return
-            if allowed(parameters):
-                numbers[_key(parameters)] = number
+            if allowed(choices):
+                numbers[_key(choices)] = number
                 taken += 1
-                yield parameters
+                yield choices
             else:
                 tuner.trial_end(number, False)
             number += 1
 
     start = []
     for item in spread(Screener.screen, drawn()):
-        start.append({"parameter": item.parameters, "value": item.score})
+        start.append({"parameter": item.choices, "value": item.score})
         yield item
     if not num_guided:
         return
     tuner.import_data(start)
     for item in spread(Screener.screen, proposed()):
-        number = numbers.pop(_key(item.parameters))
-        tuner.receive_trial_result(number, item.parameters, item.score)
+        number = numbers.pop(_key(item.choices))
+        tuner.receive_trial_result(number, item.choices, item.score)
         tuner.trial_end(number, True)
         yield item
 
@@ -135,7 +135,7 @@ def choose(found: Sequence[Screened], config: ProxyConfig, spread: Spread) -> li
     ranked = by_score(found)
     num_alive = sum(bool(item.components) for item in ranked)
     finalists = ranked[: min(FINALISTS[config.score], math.ceil(SHARE * num_alive))]
-    measured = list(spread(Screener.finalist, [item.parameters for item in finalists]))
+    measured = list(spread(Screener.finalist, [item.choices for item in finalists]))
     if not measured:
         return ranked
     if config.score == "untrained":
@@ -153,5 +153,5 @@ def by_score(found: Sequence[Screened]) -> list[Screened]:
     return sorted(found, key=lambda item: (not item.components, -item.score))
 
 
-def _key(parameters: Mapping[str, Any]) -> str:
-    return repr(sorted(parameters.items()))
+def _key(choices: Mapping[str, Any]) -> str:
+    return repr(sorted(choices.items()))

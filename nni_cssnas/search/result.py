@@ -58,7 +58,7 @@ class Found:
         """What is trained and exported: :meth:`~nni_cssnas.spaces.architecture.Architecture.build` makes its network."""
         if self.genotype is not None:
             return Architecture(genotype=self.genotype)
-        return Architecture(space=self.space, parameters=dict(self.choices))
+        return Architecture(space=self.space, choices=dict(self.choices))
 
     def draw(self, path: str | Path) -> list[Path]:
         """Draw the cells as ``path`` with the endings ``.svg`` and ``.png``; gives both paths.
@@ -126,7 +126,7 @@ class SearchResult:
     def of_screening(cls, ranked: Sequence[Screened], space: SpaceConfig, **others: Any) -> SearchResult:
         """From what was screened, in its order."""
         found = [
-            Found(place, item.score, item.components, item.parameters, item.genotype, space, item.second_look)
+            Found(place, item.score, item.components, item.choices, item.genotype, space, item.second_look)
             for place, item in enumerate(ranked, start=1)
         ]
         return cls(tuple(found), **others)

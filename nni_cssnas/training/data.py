@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nni_cssnas.base.device import derive_seed
 from nni_cssnas.errors import ImagesError
-from nni_cssnas.images import decode
+from nni_cssnas.images import read
 from nni_cssnas.images.labelled import Files, Split
 from nni_cssnas.images.pool import Pool
 from nni_cssnas.training.augment import picture_transforms
@@ -143,7 +143,7 @@ class PictureBatches(Dataset[Batch]):
 
     def _picture(self, epoch: int, position: int) -> Tensor | None:
         try:
-            picture = decode.open_rgb(self.files.path(position), self.edge, self.files.bits)
+            picture = read.open_rgb(self.files.path(position), self.edge, self.files.bits)
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...

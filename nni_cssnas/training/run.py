@@ -40,10 +40,10 @@ from nni_cssnas.training.augment import Augmentation
 from nni_cssnas.training.changes import changes, listed_changes
 from nni_cssnas.training.config import RetrainConfig
 from nni_cssnas.training.data import LabelledData
+from nni_cssnas.training.epochs import EpochLog, checkpoint_epoch, newest_checkpoint
 from nni_cssnas.training.module import Classifier, class_weights
 from nni_cssnas.training.plan import Plan, make_plan
 from nni_cssnas.training.pretrain import contrastive_config, pretrain
-from nni_cssnas.training.records import Records, checkpoint_epoch, newest_checkpoint
 from nni_cssnas.training.weights import NetworkShape, Weights
 
 __all__ = [
@@ -218,7 +218,7 @@ def retrain(
             pretrained = pretrain(architecture, config, others, out, on_epoch=on_pretrain_epoch)
         module = make_module(architecture, config, data, train=train, pretrained=pretrained)
         mean, std = normalisation(config, data)
-        records = Records(out, Weights(architecture, shape, {}, mean, std, data.classes), on_epoch)
+        records = EpochLog(out, Weights(architecture, shape, {}, mean, std, data.classes), on_epoch)
         start = newest_checkpoint(out / "checkpoints")
         _fit(module, LabelledData(train, data.val, config), records, config, start, out, tensorboard, progress_bar)
         costs = _costs(module.network, config.size)
@@ -496,7 +496,7 @@ def make_trainer(config: RetrainConfig, out: Path, **options: Any) -> pl.Trainer
 def _fit(
     module: Classifier,
     data: LabelledData,
-    records: Records,
+    records: EpochLog,
     config: RetrainConfig,
     start: Path | None,
     out: Path,
@@ -561,7 +561,7 @@ def _costs(network: nn.Module, size: int) -> dict[str, int]:
 
 def _finish(
     out: Path,
-    records: Records,
+    records: EpochLog,
     architecture: Architecture,
     config: RetrainConfig,
     data: LabelledImages,

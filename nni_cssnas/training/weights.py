@@ -131,7 +131,7 @@ class Weights:
             architecture = (
                 Architecture(genotype=Genotype.from_dict(found["genotype"]))
                 if "genotype" in found
-                else Architecture(space=SpaceConfig(**found["space"]), parameters=found["parameters"])
+                else Architecture(space=SpaceConfig(**found["space"]), choices=found["parameters"])
             )
             return cls(
                 architecture,

@@ -23,7 +23,7 @@ from nni_cssnas.images.cache import locked
 from nni_cssnas.judge.proxy import Proxy, candidate_seed, references_of
 from nni_cssnas.results import records
 from nni_cssnas.results.records import read_records
-from nni_cssnas.spaces import random_parameters
+from nni_cssnas.spaces import random_choices
 
 ARGUMENTS = {"num_nodes": 4, "num_cells": 3, "channels": 4}
 
@@ -51,7 +51,7 @@ def score(settings: ProxyConfig, parameters: dict[str, Any], folder: Path | None
 def samples() -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     space = CellSpace(**ARGUMENTS)
-    return [random_parameters(space, rng) for _ in range(3)]
+    return [random_choices(space, rng) for _ in range(3)]
 
 
 SMALL = {"batch_size": 16, "references": 8}

@@ -96,7 +96,7 @@ def manager(accidents: dict[int, str] | None = None) -> Iterator[Manager]:
 @pytest.mark.parametrize("accident", ["hang up", "late", "error", "nonsense"])
 def test_a_question_that_fails_is_asked_again(accident: str) -> None:
     with manager({5: accident, 6: accident}) as found:
-        states = list(launch.Experiment("abc", found.port).watch(interval=0.01))
+        states = list(launch.RunningExperiment("abc", found.port).watch(interval=0.01))
     assert [state.status for state in states if not state.silent][-1] == "DONE"
     assert states[-1].succeeded == 3
     assert states[-1].best == 2.0
@@ -105,7 +105,7 @@ def test_a_question_that_fails_is_asked_again(accident: str) -> None:
 def test_a_manager_that_says_nothing_is_waited_for_but_not_for_ever() -> None:
     with manager(dict.fromkeys(range(7, 10_000), "nonsense")) as found:
         states: list[launch.Progress] = []
-        watch = launch.Experiment("abc", found.port).watch(interval=0.01, silence=2)
+        watch = launch.RunningExperiment("abc", found.port).watch(interval=0.01, silence=2)
         with pytest.raises(ExperimentError, match="go on with: nni-cssnas resume abc"):
             collections.deque(map(states.append, watch), maxlen=0)
     assert [state.succeeded for state in states[:2]] == [1, 2]
@@ -121,7 +121,7 @@ def test_the_last_error_of_a_manager_that_ended_is_told(tmp_path: Path, monkeypa
     with manager({4: "end"}) as found:
         begun = time.monotonic()
         with pytest.raises(ExperimentError) as caught:
-            list(launch.Experiment("abc", found.port).watch(interval=0.01))
+            list(launch.RunningExperiment("abc", found.port).watch(interval=0.01))
     assert time.monotonic() - begun < 20
     message = str(caught.value)
     assert "ERROR (WsChannel.__default__) Channel closed" in message
@@ -140,7 +140,7 @@ def test_a_full_disk_of_which_a_manager_ended_is_told(tmp_path: Path, monkeypatc
     ):
         monkeypatch.setattr(launch.shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
         with manager({4: "end"}) as found, pytest.raises(ExperimentError, match=said):
-            list(launch.Experiment("abc", found.port).watch(interval=0.01))
+            list(launch.RunningExperiment("abc", found.port).watch(interval=0.01))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_interrupted_while_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 
-class Fake(launch.Experiment):
+class Fake(launch.RunningExperiment):
     """Its progress is told by the test."""
 
     def max_trials(self) -> int | None:
@@ -270,7 +270,7 @@ def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
         *states(1, status="DONE", succeeded=3, failed=1, running=0, best=1.25),
     ]
     experiment = Fake("abc", 1)
-    monkeypatch.setattr(launch.Experiment, "watch", lambda self: iter(story))
+    monkeypatch.setattr(launch.RunningExperiment, "watch", lambda self: iter(story))
     assert watching._show_lines(experiment) == story[-1]
     lines = output.getvalue().splitlines()
     assert lines[:3] == [
@@ -290,7 +290,7 @@ import typer
 from nni_cssnas.bridge import launch
 from nni_cssnas.cli import watching
 
-class Fake(launch.Experiment):
+class Fake(launch.RunningExperiment):
     def max_trials(self):
         return 4
     def watch(self):
@@ -338,10 +338,10 @@ def test_nohup_is_respected() -> None:
 def test_the_manager_is_ended_where_it_fails(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def watch(self: launch.Experiment) -> Iterator[launch.Progress]:
+    def watch(self: launch.RunningExperiment) -> Iterator[launch.Progress]:
         raise ExperimentError("gone")
 
-    monkeypatch.setattr(launch.Experiment, "watch", watch)
+    monkeypatch.setattr(launch.RunningExperiment, "watch", watch)
     with pytest.raises(ExperimentError, match="gone"):
         watching.follow(lambda: Fake("abc", 1), keep=False, top=3)
     assert "MANAGER STOPPED" in capsys.readouterr().out
@@ -349,7 +349,7 @@ def test_the_manager_is_ended_where_it_fails(
 
 def test_top_is_how_many_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = []
-    monkeypatch.setattr(launch.Experiment, "watch", lambda self: iter(states(1, status="ERROR", running=0)))
+    monkeypatch.setattr(launch.RunningExperiment, "watch", lambda self: iter(states(1, status="ERROR", running=0)))
     monkeypatch.setattr("nni_cssnas.results.experiments.find_experiment", lambda name: tmp_path)
     monkeypatch.setattr(watching, "show_best", lambda folder, **settings: asked.append(settings["top"]))
     with pytest.raises(typer.Exit) as ended:
@@ -359,9 +359,9 @@ def test_top_is_how_many_are_listed(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_the_address_of_a_public_portal() -> None:
-    assert launch.Experiment("abc", 8080).public_portal is None
-    address = launch.Experiment("abc", 8080, token="secret").public_portal
+    assert launch.RunningExperiment("abc", 8080).public_portal is None
+    address = launch.RunningExperiment("abc", 8080, token="secret").public_portal
     assert address is not None
     assert address.endswith(":8080/secret/")
     # On this machine no secret is needed, nor told.
-    assert launch.Experiment("abc", 8080, token="secret").portal == "http://127.0.0.1:8080"
+    assert launch.RunningExperiment("abc", 8080, token="secret").portal == "http://127.0.0.1:8080"

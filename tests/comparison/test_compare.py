@@ -18,7 +18,7 @@ from nni_cssnas.comparison.summary import Run, summarise, verdict
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import ConfigError, SpaceError
 from nni_cssnas.images.labelled import LabelledImages
-from nni_cssnas.spaces import make_space, random_parameters
+from nni_cssnas.spaces import make_space, random_choices
 from nni_cssnas.spaces.architecture import Architecture, read_architecture
 from nni_cssnas.training.config import RetrainConfig
 
@@ -48,7 +48,7 @@ def test_another_space(monkeypatch: pytest.MonkeyPatch) -> None:
     space = SpaceConfig(
         name="nni.nas.hub.pytorch:NasBench201", arguments={"stem_out_channels": 4, "num_modules_per_stack": 1}
     )
-    first = Architecture(space=space, parameters=random_parameters(make_space(space), np.random.default_rng(0)))
+    first = Architecture(space=space, choices=random_choices(make_space(space), np.random.default_rng(0)))
     who = contestants({"first": first}, CONFIG, 10, num_random=2)
     assert [one.group for one in who] == ["found", "random", "random"]  # no published cells there
     assert all(abs(one.params - who[0].params) <= 0.15 * who[0].params for one in who)

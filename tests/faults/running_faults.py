@@ -258,7 +258,7 @@ class Harmed:
         """The manager's answers come late, in drops, broken off or as errors: right, or one line."""
         mode = rng.choice(["late", "drops", "reset first", "error first", "broken off", "garbage", "silent"])
         with proxy(self.stub.experiment.port, mode) as port:
-            seen = launch.Experiment(self.stub.experiment.id, port)
+            seen = launch.RunningExperiment(self.stub.experiment.id, port)
             if rng.random() < 0.5:
                 return f"{mode}: {self._ask_parameters(seen, mode)}"
             before = self.stub.experiment.progress()
@@ -277,7 +277,7 @@ class Harmed:
             )
         return mode
 
-    def _ask_parameters(self, seen: launch.Experiment, mode: str) -> str:
+    def _ask_parameters(self, seen: launch.RunningExperiment, mode: str) -> str:
         """As a trial asks for its own."""
         record = next(record for record in self.stub.records() if record.finished)
         url = f"{seen.portal}/env/environment/{record.trial}"

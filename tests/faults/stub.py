@@ -103,7 +103,7 @@ class Verdict:
 class Stub:
     """A running experiment of stub trials, with the processes that can be harmed."""
 
-    def __init__(self, experiment: launch.Experiment, folder: Path, code: Path) -> None:
+    def __init__(self, experiment: launch.RunningExperiment, folder: Path, code: Path) -> None:
         self.experiment = experiment
         self.folder = folder
         self.code = code

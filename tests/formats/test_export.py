@@ -20,7 +20,7 @@ from nni_cssnas.errors import ConfigError, ExportError, SpaceError
 from nni_cssnas.formats.names import FORMATS
 from nni_cssnas.formats.write import export, load_weights
 from nni_cssnas.genotype import Cell, Edge, Genotype
-from nni_cssnas.spaces import CellNetwork, CellSpace, decode, make_space, random_parameters
+from nni_cssnas.spaces import CellNetwork, CellSpace, decode, make_space, random_choices
 from nni_cssnas.spaces.architecture import Architecture, read_architecture
 from nni_cssnas.training.weights import NetworkShape, Weights
 
@@ -48,7 +48,7 @@ def genotypes(encoding: str, number: int) -> Iterator[Genotype]:
         space = CellSpace(encoding=encoding, num_nodes=nodes, num_cells=3, channels=2)
         rng = np.random.default_rng(nodes)
         for _ in range(number // 2):
-            yield space.genotype_of(decode(space, random_parameters(space, rng)))
+            yield space.genotype_of(decode(space, random_choices(space, rng)))
 
 
 def chain(*operations: str) -> Cell:
@@ -125,8 +125,8 @@ HUB = {
 def test_other_spaces(hub: str, tmp_path: Path) -> None:
     config = SpaceConfig(name=f"nni.nas.hub.pytorch:{hub}", arguments=HUB[hub])
     size = 64 if hub == "ShuffleNetSpace" else 32
-    parameters = random_parameters(make_space(config), np.random.default_rng(0))
-    network = stirred(Architecture(space=config, parameters=parameters).build(5, size=size)).eval()
+    parameters = random_choices(make_space(config), np.random.default_rng(0))
+    network = stirred(Architecture(space=config, choices=parameters).build(5, size=size)).eval()
     for name in ("python", "torchscript", "onnx") if hub in ("NasBench201", "DARTS") or LONG else ("python",):
         assert export(network, tmp_path / f"a{FORMATS[name]}", name, size=size).difference < 1e-4
     copy = load(tmp_path / "a.py").eval()
@@ -263,9 +263,9 @@ def trained(tmp_path: Path) -> Path:
     home = SpaceConfig(
         name="nni.nas.hub.pytorch:NasBench201", arguments={"stem_out_channels": 4, "num_modules_per_stack": 1}
     )
-    parameters = random_parameters(make_space(home), np.random.default_rng(1))
+    parameters = random_choices(make_space(home), np.random.default_rng(1))
     (tmp_path / "sample.json").write_text(json.dumps(parameters))
-    architecture, shape = Architecture(space=home, parameters=parameters), NetworkShape(4, 16, 5, 8, "cifar")
+    architecture, shape = Architecture(space=home, choices=parameters), NetworkShape(4, 16, 5, 8, "cifar")
     torch.manual_seed(3)
     state = stirred(shape.build(architecture)).state_dict()
     names = ("a", "b", "c", os.fsdecode(b"caf\xe9"))

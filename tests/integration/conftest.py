@@ -55,7 +55,7 @@ TRIALS = 15
 class Finished:
     """The experiment after its end; manager and portal are still up."""
 
-    experiment: launch.Experiment
+    experiment: launch.RunningExperiment
     folder: Path
     last: launch.Progress
 

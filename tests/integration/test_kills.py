@@ -42,7 +42,7 @@ CHOICES = {f"c{i}": {"_type": "choice", "_value": [f"v{j}" for j in range(8)]} f
 class Victim:
     """A running experiment whose processes can be found and killed."""
 
-    def __init__(self, experiment: launch.Experiment, folder: Path) -> None:
+    def __init__(self, experiment: launch.RunningExperiment, folder: Path) -> None:
         self.experiment = experiment
         self.folder = folder
 

@@ -72,7 +72,7 @@ def test_the_payloads_work_where_nothing_hinders_them(tmp_path: Path) -> None:
 class Target:
     """A running experiment, and what the attacks would leave."""
 
-    def __init__(self, experiment: launch.Experiment, folder: Path, spoils: Path) -> None:
+    def __init__(self, experiment: launch.RunningExperiment, folder: Path, spoils: Path) -> None:
         self.experiment = experiment
         self.folder = folder
         self.spoils = spoils

@@ -38,9 +38,9 @@ def test_a_screened_score_is_the_trials(tmp_path: Path) -> None:
     screener = Screener(ProxyConfig(**SETTINGS))
     for parameters in screener.random(3, seed=1):
         item = screener.screen(parameters)
-        sample = decode(screener.space, item.parameters)
+        sample = decode(screener.space, item.choices)
         trial = ProxyEvaluator(ProxyConfig(**SETTINGS)).run(
-            lambda sample=sample: screener.space.freeze(sample), item.parameters, screener.space
+            lambda sample=sample: screener.space.freeze(sample), item.choices, screener.space
         )
         assert item.score == trial.score
         assert item.components == trial.components
@@ -53,7 +53,7 @@ def test_the_draw_is_reproducible_and_never_repeats(monkeypatch: pytest.MonkeyPa
     assert first != list(screener.random(4, seed=6))
     assert len({json.dumps(item, sort_keys=True) for item in first}) == 4
     # a space of one architecture
-    monkeypatch.setattr("nni_cssnas.judge.screening.random_parameters", lambda space, rng: first[0])
+    monkeypatch.setattr("nni_cssnas.judge.screening.random_choices", lambda space, rng: first[0])
     assert list(screener.random(5, seed=0)) == [first[0]]
 
 

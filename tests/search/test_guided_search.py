@@ -60,16 +60,16 @@ def test_guided_proposals_are_better_and_new() -> None:
     scores = [item.score for item in found]
     assert len(found) == 80
     assert np.mean(scores[60:]) > np.mean(scores[:40]) + 1
-    guided = [key(item.parameters) for item in found[40:]]
+    guided = [key(item.choices) for item in found[40:]]
     assert len(set(guided)) == 40
-    assert not set(guided) & {key(item.parameters) for item in found[:40]}
+    assert not set(guided) & {key(item.choices) for item in found[:40]}
 
 
 def test_what_is_not_allowed_is_neither_screened_nor_counted() -> None:
     judge = Judge()
     found = list(explore(judge, judge.spread, 20, 20, allowed=lambda item: item["c0"] != "c"))  # type: ignore[arg-type]
     assert len(found) == 40
-    assert all(item.parameters["c0"] != "c" for item in found)
+    assert all(item.choices["c0"] != "c" for item in found)
 
 
 def test_a_short_time_ends_it() -> None:
@@ -111,17 +111,13 @@ def test_the_best_are_measured_again_and_come_first(number: int) -> None:
     finalists = by_first[: min(64, -(-number // 8))]
 
     def better_than(item: Screened, name: str) -> int:
-        return sum(
-            again[item.parameters["number"]][name] > again[other.parameters["number"]][name] for other in finalists
-        )
+        return sum(again[item.choices["number"]][name] > again[other.choices["number"]][name] for other in finalists)
 
     def look(item: Screened) -> float:
         return better_than(item, "continuity") + 0.5 * better_than(item, "effective_macs")
 
     best = sorted(finalists, key=lambda item: -look(item))
-    assert [item.parameters for item in ranked] == [
-        item.parameters for item in (*best, *by_first[len(finalists) :], dead)
-    ]
+    assert [item.choices for item in ranked] == [item.choices for item in (*best, *by_first[len(finalists) :], dead)]
     # What the table shows falls with the rank: first the second look, then the score.
     looks = [item.second_look for item in ranked]
     assert looks[len(finalists) :] == [None] * (number + 1 - len(finalists))
@@ -167,8 +163,8 @@ def test_by_the_contrastive_score_the_mean_of_other_seeds_ranks_the_best(monkeyp
         ranked = choose(found, screener.config, spread)
     trial = ProxyEvaluator(ProxyConfig(**TRAINED))
     for item in found:
-        build = partial(screener.space.freeze, decode(screener.space, item.parameters))
-        assert item.score == trial.run(build, item.parameters, screener.space).score
+        build = partial(screener.space.freeze, decode(screener.space, item.choices))
+        assert item.score == trial.run(build, item.choices, screener.space).score
     by_score = sorted(found, key=lambda item: -item.score)
     assert ranked[2:] == by_score[2:]
     means = {}
@@ -176,10 +172,10 @@ def test_by_the_contrastive_score_the_mean_of_other_seeds_ranks_the_best(monkeyp
         draws = []
         for number in range(FINAL_DRAWS):
             config = ProxyConfig(**TRAINED, seed=derive_seed(0, f"finalists {number}"))
-            build = partial(screener.space.freeze, decode(screener.space, item.parameters))
-            draws.append(Proxy(config).judge(Candidate(build, candidate_seed(config, item.parameters))).score)
-        means[key(item.parameters)] = np.mean(draws)
-    assert means[key(ranked[0].parameters)] > means[key(ranked[1].parameters)]
+            build = partial(screener.space.freeze, decode(screener.space, item.choices))
+            draws.append(Proxy(config).judge(Candidate(build, candidate_seed(config, item.choices))).score)
+        means[key(item.choices)] = np.mean(draws)
+    assert means[key(ranked[0].choices)] > means[key(ranked[1].choices)]
 
 
 def test_a_combined_second_look_ranks_among_the_same_references() -> None:

@@ -23,7 +23,7 @@ from nni_cssnas.cli import app
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import CheckpointError, ConfigError, DivergenceError, ImagesError, SpaceError
 from nni_cssnas.images.labelled import LabelledImages, load_labelled
-from nni_cssnas.spaces import make_space, random_parameters
+from nni_cssnas.spaces import make_space, random_choices
 from nni_cssnas.spaces.architecture import Architecture, read_architecture
 from nni_cssnas.training.bar import EpochBar
 from nni_cssnas.training.config import RetrainConfig
@@ -334,8 +334,8 @@ def test_an_architecture_of_another_space(npz: Path, tmp_path: Path) -> None:
     space = SpaceConfig(
         name="nni.nas.hub.pytorch:NasBench201", arguments={"stem_out_channels": 4, "num_modules_per_stack": 1}
     )
-    parameters = random_parameters(make_space(space), np.random.default_rng(1))
-    architecture = Architecture(space=space, parameters=parameters)
+    parameters = random_choices(make_space(space), np.random.default_rng(1))
+    architecture = Architecture(space=space, choices=parameters)
     config = RetrainConfig(**SMALL | {"epochs": 1})
     assert "channels, num_cells, stem, drop_path of the recipe are ignored" in (ignored(architecture, config) or "")
     result = retrain(architecture, config, load_labelled(npz, 16), tmp_path / "run", tensorboard=False)

@@ -18,13 +18,13 @@ from nni_cssnas.base.files import replacing, write_atomically
 from nni_cssnas.errors import CheckpointError
 from nni_cssnas.training.weights import Weights, check_file
 
-__all__ = ["Records", "checkpoint_epoch", "newest_checkpoint"]
+__all__ = ["EpochLog", "checkpoint_epoch", "newest_checkpoint"]
 
 KEPT = 2
 """Checkpoints that are kept: the newest, and the one before in case it is damaged."""
 
 
-class Records(Checkpoint):
+class EpochLog(Checkpoint):
     """Keeps ``history.csv``, ``best.pt``, ``final.pt`` and the last checkpoints of a training, each replaced atomically.
 
     Lightning's own logger of CSV files begins a new file at every start. Here the rows are part of the checkpoint, so
