@@ -113,7 +113,10 @@ def check_as_experiment(settings: Mapping[str, Any], folder: Path) -> None:
 
 
 @of("yaml")
-def test_yaml_is_accepted(block: Block, tmp_path: Path) -> None:
+def test_yaml_is_accepted(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "id_ed25519").write_text("the reader's own")
     settings = yaml.safe_load(block.text)
     if set(settings) <= set(ProxyConfig.model_fields) | {"preset"}:
         (tmp_path / "proxy.yml").write_text(block.text)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,6 @@ from pydantic import BaseModel
 from nni_cssnas.cli import app
 from nni_cssnas.config import (
     PRESETS,
-    UNTRAINED_SCORES,
     CellSpaceConfig,
     ConstraintsConfig,
     ContrastiveConfig,
@@ -32,6 +32,7 @@ from nni_cssnas.config import (
     UntrainedConfig,
     ViewsConfig,
 )
+from nni_cssnas.measures import MEASURES
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -116,9 +117,15 @@ def test_every_key_of_proxy_yml_is_described_with_its_default(heading: str) -> N
     assert said == {name: plain(field.default) for name, field in fields.items() if name not in sections}
 
 
+OWN_MEASURES = (
+    "`weights` may name measures of your own too: [Bring your own measure](../how-to/own-measure.md). "
+    "Those of this package are:"
+)
+
+
 def test_every_measure_is_described() -> None:
-    rows = tables(DOCS / "reference" / "proxy-yml.md")["The measures that `weights` may name:"]
-    assert [name.strip("`") for name, _ in rows] == list(UNTRAINED_SCORES)
+    rows = tables(DOCS / "reference" / "proxy-yml.md")[OWN_MEASURES]
+    assert [name.strip("`") for name, _ in rows] == list(MEASURES)
 
 
 def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
@@ -181,9 +188,12 @@ def test_the_site_builds_and_no_docstring_shows_its_markup(site: Path) -> None:
 def test_the_reference_has_the_public_names_with_their_arguments(site: Path) -> None:
     import nni_cssnas
 
-    text = (site / "reference" / "python" / "index.html").read_text(encoding="utf-8")
+    reference = "".join(path.read_text(encoding="utf-8") for path in (site / "reference").rglob("index.html"))
+    table = (DOCS / "reference" / "python.md").read_text(encoding="utf-8")
     for name in nni_cssnas.__all__:
-        assert name.startswith("_") or name == "CssnasError" or re.search(rf'id="nni_cssnas\.[\w.]*{name}"', text), name
+        if not name.startswith("_"):
+            assert re.search(rf'id="nni_cssnas\.[\w.]*\b{name}"', reference), name
+            assert f"`{name}`" in table
 
 
 def python_m(*command: str) -> None:
@@ -202,6 +212,10 @@ def test_what_is_uploaded_is_built_and_its_readme_is_shown(tmp_path: Path) -> No
     python_m("build", "--no-isolation", "--outdir", str(out), str(source))
     python_m("twine", "check", "--strict", *map(str, sorted(out.iterdir())))
     assert {path.suffix for path in out.iterdir()} == {".whl", ".gz"}
+    [wheel] = out.glob("*.whl")
+    packed = set(zipfile.ZipFile(wheel).namelist())
+    files = [path.relative_to(source) for path in (source / "nni_cssnas").rglob("*") if path.is_file()]
+    assert {str(path) for path in files} <= packed  # the presets, templates and programs beside the modules, too
 
 
 @pytest.mark.slow
