@@ -7,6 +7,9 @@ from typing import Any
 
 import griffe
 
+SEVERAL = re.compile(r"^(\w+(?:, \w+)+)\n((?: {4}.*(?:\n|\Z)|\n(?= {4}))+)", re.MULTILINE)
+"""``num, guided`` and their common description, of which griffe would give all the default of the first."""
+
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`(~?)([\w.]+)`")
 
 
@@ -32,7 +35,11 @@ def as_markdown(text: str, home: griffe.Object) -> str:
         # Optional: not every name has a place on the site.
         return f'<autoref identifier="{full}" optional><code>{short}</code></autoref>'
 
-    return re.sub(r"::$", ":", ROLE.sub(link, text), flags=re.MULTILINE)
+    def apart(entry: re.Match[str]) -> str:
+        description = entry[2].rstrip("\n")
+        return "".join(f"{name}\n{description}\n" for name in entry[1].split(", "))
+
+    return re.sub(r"::$", ":", ROLE.sub(link, SEVERAL.sub(apart, text)), flags=re.MULTILINE)
 
 
 class Roles(griffe.Extension):

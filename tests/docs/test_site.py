@@ -194,6 +194,9 @@ def test_the_reference_has_the_public_names_with_their_arguments(site: Path) -> 
         if not name.startswith("_"):
             assert re.search(rf'id="nni_cssnas\.[\w.]*\b{name}"', reference), name
             assert f"`{name}`" in table
+    # Parameters that share a description have defaults of their own.
+    [text] = re.findall(r"<li[^>]*>(?:(?!</li>).)*?<code>guided</code>.*?</li>", reference, re.DOTALL)[:1]
+    assert "default: 0" in re.sub(r"\s+|<[^>]+>", " ", text).replace("  ", " ")
 
 
 def python_m(*command: str) -> None:
