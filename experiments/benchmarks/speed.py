@@ -384,18 +384,24 @@ def epoch(bench: Bench, args: argparse.Namespace) -> None:
         target="at least 2.5",
         rounds=min(3, bench.rounds),
     )
-    for name, ours, other, rounds in (
-        ("channels_last against contiguous", {"channels_last": True}, {"channels_last": False}, bench.rounds),
-        ("bfloat16 against float32", {"amp": "bf16"}, {"amp": "off"}, 1),
+    for name, ours, other, rounds, number in (
+        (
+            "channels_last against contiguous",
+            {"channels_last": True},
+            {"channels_last": False},
+            bench.rounds,
+            bench.sizes.architectures,
+        ),
+        ("bfloat16 against float32", {"amp": "bf16"}, {"amp": "off"}, 1, 1),  # minutes each where it is emulated
     ):
         ratios = []
-        for _, network in networks(training.config, bench.sizes.architectures, seed=1):
+        for _, network in networks(training.config, number, seed=1):
             training.take(network)
             pairs = [(training.ours("fixed", **ours), training.ours("fixed", **other)) for _ in range(rounds)]
             ratios.append(statistics.median(b / a for a, b in pairs))
         bench.note(
             "epoch",
-            f"{what}, {name}, {bench.sizes.architectures} architectures",
+            f"{what}, {name}, {number} architecture{'s' * (number > 1)}",
             ratio=statistics.median(ratios),
             low=min(ratios),
             high=max(ratios),

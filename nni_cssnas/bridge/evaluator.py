@@ -35,7 +35,7 @@ from nni_cssnas.judge.proxy import (
     references_of,
 )
 from nni_cssnas.results.records import TrialRecord
-from nni_cssnas.spaces.factory import make_space
+from nni_cssnas.spaces.factory import Space, make_space
 
 __all__ = ["ProxyEvaluator"]
 
@@ -115,7 +115,9 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
             ) from error
         return self.run(lambda: own, {}).score
 
-    def run(self, build: Callable[[], nn.Module], parameters: dict[str, Any], space: Any = None) -> ProxyResult:
+    def run(
+        self, build: Callable[[], nn.Module], parameters: dict[str, Any], space: Space | None = None
+    ) -> ProxyResult:
         """Judge one architecture, report to NNI and write its record.
 
         Parameters
@@ -158,7 +160,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
             journal.note(status="succeeded", score=result.score, components=result.components)
         return _tell(result)
 
-    def _proxy(self, space: Any) -> Proxy:
+    def _proxy(self, space: Space | None) -> Proxy:
         """The judge, ready to work; kept, for a sequential NasExperiment judges many candidates in one process."""
         references: References | None = None
         if self.config.score != "contrastive":

@@ -21,11 +21,10 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +34,7 @@ from nni_cssnas.base.device import derive_seed, resolve_device, seeded
 from nni_cssnas.base.files import write_atomically
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError
+from nni_cssnas.genotype import Choices
 from nni_cssnas.images.cache import cache_folder, locked
 from nni_cssnas.images.pool import Images, Pool, fingerprint
 from nni_cssnas.images.sources import load_images
@@ -45,6 +45,7 @@ from nni_cssnas.scores.cost import multiply_adds, num_parameters
 from nni_cssnas.scores.untrained import measure
 from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.encoding import decode, random_choices
+from nni_cssnas.spaces.factory import Space
 from nni_cssnas.spaces.identity import own_sources, space_key
 from nni_cssnas.spaces.network import CellNetwork
 
@@ -111,12 +112,12 @@ class ProxyResult:
         return {"default": self.score, **{name: self.components[name] for name in COSTS if name in self.components}}
 
 
-def candidate_seed(config: ProxyConfig, choices: Mapping[str, Any]) -> int:
+def candidate_seed(config: ProxyConfig, choices: Choices) -> int:
     """The seed of one architecture's weights: from the experiment's seed and the architecture's content."""
     return derive_seed(config.seed, json.dumps(dict(choices), sort_keys=True, default=str))
 
 
-def references_of(space: Any, config: ProxyConfig) -> References:
+def references_of(space: Space, config: ProxyConfig) -> References:
     """Random architectures of an NNI model space as references."""
 
     def draw(seed: int) -> Iterator[Candidate]:

@@ -22,7 +22,7 @@ from nni_cssnas.base.device import derive_seed, resolve_device
 from nni_cssnas.base.workers import end_with_parent
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import DivergenceError, ExperimentError, SpaceError
-from nni_cssnas.genotype import Genotype
+from nni_cssnas.genotype import Choices, Genotype
 from nni_cssnas.judge.proxy import Candidate, Proxy, candidate_seed, references_of
 from nni_cssnas.results.screening_log import ScreeningLog
 from nni_cssnas.scores.cost import latency, multiply_adds, num_parameters
@@ -45,7 +45,7 @@ DEATHS = 3
 LAG = 8
 """Architectures that are taken before the first result is given."""
 
-Spread = Callable[[Callable[["Screener", Mapping[str, Any]], Any], Iterable[Mapping[str, Any]]], Iterator[Any]]
+Spread = Callable[[Callable[["Screener", Choices], Any], Iterable[Mapping[str, Any]]], Iterator[Any]]
 """``spread(Screener.screen, architectures)`` gives their results in order."""
 
 
@@ -83,7 +83,7 @@ class Screener:
         self.proxy.prepare()
         self._final: dict[int, Proxy] = {}
 
-    def screen(self, choices: Mapping[str, Any]) -> Screened:
+    def screen(self, choices: Choices) -> Screened:
         """Build and score one architecture; one that its space forbids, or that cannot be run, has the worst score."""
         chosen = dict(choices)
         try:
@@ -97,7 +97,7 @@ class Screener:
             return Screened(chosen, worst, {})
         return Screened(chosen, result.score, result.components, genotype)
 
-    def finalist(self, choices: Mapping[str, Any]) -> dict[str, float]:
+    def finalist(self, choices: Choices) -> dict[str, float]:
         """A second look at one architecture, the mean over :data:`FINAL_DRAWS` other weights and views.
 
         Of the untrained score the :data:`FINAL` components, of one with training the ``score`` again.
@@ -195,7 +195,7 @@ class Feasibility:
         self.size = self.config.views.input_size or self.config.images.size
         self.measured = any((limits.max_params, limits.max_macs, limits.max_latency_ms))
 
-    def problem(self, choices: Mapping[str, Any]) -> str | None:
+    def problem(self, choices: Choices) -> str | None:
         """Which constraint an architecture breaks, and by how much; None if it keeps all. One that cannot be built breaks them."""
         try:
             sample = decode(self.space, choices)
@@ -267,7 +267,7 @@ def _from_row(kind: str, row: Mapping[str, Any]) -> Screened | dict[str, float]:
 
 @dataclass
 class _Job:
-    method: Callable[[Screener, Mapping[str, Any]], Any]
+    method: Callable[[Screener, Choices], Any]
     choices: dict[str, Any]
     future: Future[Any] | None = None
     deaths: int = 0
@@ -287,7 +287,7 @@ class _Workers:
         self._pool = self._make()
         self._jobs: list[_Job] = []
 
-    def start(self, method: Callable[[Screener, Mapping[str, Any]], Any], item: Mapping[str, Any]) -> Callable[[], Any]:
+    def start(self, method: Callable[[Screener, Choices], Any], item: Mapping[str, Any]) -> Callable[[], Any]:
         """Begin; what is returned waits for the result."""
         job = _Job(method, dict(item))
         self._jobs.append(job)
@@ -341,7 +341,7 @@ def _start_worker(config: ProxyConfig, threads: int) -> None:
     _worker = Screener(config.model_copy(update={"threads": threads}))
 
 
-def _work(method: Callable[[Screener, Mapping[str, Any]], Any], choices: dict[str, Any]) -> Any:
+def _work(method: Callable[[Screener, Choices], Any], choices: dict[str, Any]) -> Any:
     assert _worker is not None
     return method(_worker, choices)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_cssnas.errors import ExperimentError, GenotypeError
-from nni_cssnas.genotype import Genotype
+from nni_cssnas.genotype import Choices, Genotype
 
 __all__ = ["LOG_NAME", "ScreeningLog"]
 
@@ -93,11 +93,11 @@ class ScreeningLog:
         """How many architectures are in it."""
         return sum(kind == "screen" for kind, _ in self._rows)
 
-    def recall(self, kind: str, choices: Mapping[str, Any]) -> dict[str, Any] | None:
+    def recall(self, kind: str, choices: Choices) -> dict[str, Any] | None:
         """The row of an architecture, or None."""
         return self._rows.get((kind, _key(choices)))
 
-    def keep(self, kind: str, choices: Mapping[str, Any], **values: Any) -> None:
+    def keep(self, kind: str, choices: Choices, **values: Any) -> None:
         """Add a row.
 
         Raises
@@ -180,5 +180,5 @@ def _difference(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) ->
     return f"{name} is {old} there and {new} here" if len(old) + len(new) < 200 else f"{name} differs"
 
 
-def _key(choices: Mapping[str, Any]) -> str:
+def _key(choices: Choices) -> str:
     return json.dumps(dict(choices), sort_keys=True)

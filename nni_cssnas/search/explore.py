@@ -20,6 +20,7 @@ from nni import NoMoreTrialError
 from scipy.stats import rankdata
 
 from nni_cssnas.config import ProxyConfig
+from nni_cssnas.genotype import Choices
 from nni_cssnas.images.pool import fingerprint
 from nni_cssnas.judge.screening import FINAL, Screened, Screener, Spread
 from nni_cssnas.results.screening_log import LOG_NAME, ScreeningLog
@@ -153,5 +154,5 @@ def by_score(found: Sequence[Screened]) -> list[Screened]:
     return sorted(found, key=lambda item: (not item.components, -item.score))
 
 
-def _key(choices: Mapping[str, Any]) -> str:
+def _key(choices: Choices) -> str:
     return repr(sorted(choices.items()))

@@ -10,7 +10,7 @@ from typing import Any
 
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import ExperimentError
-from nni_cssnas.genotype import Genotype
+from nni_cssnas.genotype import Choices, Genotype
 from nni_cssnas.judge.screening import Screened
 from nni_cssnas.results.best import rank
 from nni_cssnas.results.records import TrialRecord
@@ -47,7 +47,7 @@ class Found:
     rank: int
     score: float
     measures: Mapping[str, float]
-    choices: Mapping[str, Any]
+    choices: Choices
     genotype: Genotype | None
     space: SpaceConfig
     second_look: float | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from torch import nn
 
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import GenotypeError, SpaceError
-from nni_cssnas.genotype import Genotype
+from nni_cssnas.genotype import Choices, Genotype
 from nni_cssnas.spaces.backbone import inspect
 from nni_cssnas.spaces.encoding import decode, encode
-from nni_cssnas.spaces.factory import make_space
+from nni_cssnas.spaces.factory import Space, make_space
 from nni_cssnas.spaces.network import CellNetwork
 
 __all__ = ["Architecture", "read_architecture", "set_classifier"]
@@ -33,7 +32,7 @@ class Architecture:
 
     genotype: Genotype | None = None
     space: SpaceConfig | None = None
-    choices: Mapping[str, Any] | None = None
+    choices: Choices | None = None
 
     def __post_init__(self) -> None:
         if (self.genotype is None) == (self.space is None) or (self.space is None) != (self.choices is None):
@@ -153,7 +152,7 @@ def read_architecture(
     return Architecture(space=config, choices=_choices(make_space(config), data))
 
 
-def _choices(space: Any, data: dict[str, Any]) -> dict[str, Any]:
+def _choices(space: Space, data: dict[str, Any]) -> dict[str, Any]:
     """The choices of a file in a tuner's form, where they may be in that of NNI's samples. Raises SpaceError."""
     try:
         decode(space, data)

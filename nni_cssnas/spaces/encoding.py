@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +19,7 @@ import numpy as np
 
 from nni_cssnas.base.files import one_line
 from nni_cssnas.errors import InvalidSampleError, SpaceError, nearest
+from nni_cssnas.genotype import Choices, Sample
 from nni_cssnas.spaces.primitives import Categorical, CategoricalMultiple, Constraint, ModelSpace, Numerical
 
 __all__ = ["check_constraints", "decode", "encode", "has_constraints", "random_choices", "search_space"]
@@ -45,7 +46,7 @@ class _Choice:
             raise SpaceError(f"choice {self.label} is {value!r}{nearest(value, map(str, self.values))}")
         return {self.label: self.written[self.values.index(value)]} if len(self.written) > 1 else {}
 
-    def decode(self, choices: Mapping[str, Any]) -> Any:
+    def decode(self, choices: Choices) -> Any:
         if len(self.written) == 1:
             return self.values[0]
         found = _take(choices, self.label)
@@ -71,7 +72,7 @@ class _Subset:
     def encode(self, value: Sequence[Any]) -> dict[str, Any]:
         return {f"{self.label}/{index}": int(item in value) for index, item in enumerate(self.values)}
 
-    def decode(self, choices: Mapping[str, Any]) -> list[Any]:
+    def decode(self, choices: Choices) -> list[Any]:
         bits = [_take(choices, f"{self.label}/{index}") for index in range(len(self.values))]
         chosen = [value for value, bit in zip(self.values, bits, strict=True) if bit]
         if self.number is not None and len(chosen) != self.number:
@@ -111,7 +112,7 @@ class _Number:
     def encode(self, value: Any) -> dict[str, Any]:
         return {self.label: value}
 
-    def decode(self, choices: Mapping[str, Any]) -> Any:
+    def decode(self, choices: Choices) -> Any:
         # A tuner's normal distribution knows no bounds.
         return self.mutable.qclip(_take(choices, self.label))
 
@@ -140,7 +141,7 @@ def search_space(space: ModelSpace) -> dict[str, dict[str, Any]]:
     return json.loads(json.dumps(result))  # type: ignore[no-any-return]
 
 
-def encode(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
+def encode(space: ModelSpace, sample: Sample) -> dict[str, Any]:
     """A tuner's choices from a sample of the space (``space.random()``): the inverse of :func:`decode`.
 
     A sample may lack choices that its architecture does not have, as those of blocks beyond its depth, and have others, as
@@ -163,7 +164,7 @@ def encode(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(choices))  # type: ignore[no-any-return]
 
 
-def _check_not_needed(space: ModelSpace, sample: Mapping[str, Any], label: str) -> None:
+def _check_not_needed(space: ModelSpace, sample: Sample, label: str) -> None:
     """Raise SpaceError if the architecture of a sample cannot be built without the choices that it lacks."""
     try:
         space.freeze(dict(sample))
@@ -171,7 +172,7 @@ def _check_not_needed(space: ModelSpace, sample: Mapping[str, Any], label: str) 
         raise SpaceError(f"the sample has no choice {label!r}{nearest(label, map(str, sample))}") from error
 
 
-def decode(space: ModelSpace, choices: Mapping[str, Any]) -> dict[str, Any]:
+def decode(space: ModelSpace, choices: Choices) -> dict[str, Any]:
     """A sample for ``space.freeze`` from a tuner's choices.
 
     Raises
@@ -198,7 +199,7 @@ def has_constraints(space: ModelSpace) -> bool:
     return bool(flat.constraints) or any(isinstance(item, _Subset) and item.number is not None for item in flat.choices)
 
 
-def check_constraints(space: ModelSpace, sample: Mapping[str, Any]) -> None:
+def check_constraints(space: ModelSpace, sample: Sample) -> None:
     """Raise InvalidSampleError, with NNI's reason, if a constraint of the space forbids the sample."""
     for label, constraint in _flat(space).constraints.items():
         problem = constraint.check_contains(dict(sample))
@@ -276,7 +277,7 @@ def _written(values: Sequence[Any]) -> list[Any]:
     return texts if len(set(texts)) == len(texts) else [f"{index}: {text}" for index, text in enumerate(texts)]
 
 
-def _take(choices: Mapping[str, Any], label: str) -> Any:
+def _take(choices: Choices, label: str) -> Any:
     if label not in choices:
         raise SpaceError(f"choice {label!r} has no value in the choices; {REMEDY}")
     return choices[label]

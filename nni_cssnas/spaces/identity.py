@@ -16,6 +16,7 @@ from types import CodeType
 from typing import Any
 
 from nni_cssnas.spaces.encoding import search_space
+from nni_cssnas.spaces.factory import Space
 
 __all__ = ["own_sources", "space_key"]
 
@@ -26,7 +27,7 @@ MEASURED_BY = ("genotype.py", "modules.py", "proxy.py", "images", "scores", "spa
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
-def space_key(space: Any) -> str:
+def space_key(space: Space) -> str:
     """Identifies a model space by its content; the same in every process.
 
     It covers the choices with their candidates, the name and the arguments of the class, and the source of a user's
