@@ -21,7 +21,7 @@ from nni_cssnas.genotype import Genotype
 
 if TYPE_CHECKING:
     from nni_cssnas.bridge.launch import Progress, RunningExperiment
-    from nni_cssnas.comparison.run import Contestant
+    from nni_cssnas.comparison.contestants import Contestant
     from nni_cssnas.comparison.summary import Comparison, Group, Run
     from nni_cssnas.images.labelled import LabelledImages
     from nni_cssnas.search.result import Found, SearchResult
@@ -343,7 +343,7 @@ def retrain(
     chosen = _architecture(architecture, space)
     config = recipe_of(recipe, settings)
 
-    from nni_cssnas.training.run import check_output, ignored
+    from nni_cssnas.training.checks import check_output, ignored
     from nni_cssnas.training.run import retrain as train
 
     if unlabelled is not None and config.pretrain == "none":
@@ -563,6 +563,7 @@ def compare(
 
     from nni_cssnas.base.device import resolve_device
     from nni_cssnas.comparison import run as comparison
+    from nni_cssnas.comparison.contestants import contestants
     from nni_cssnas.comparison.searches import searches_of
     from nni_cssnas.comparison.summary import summarise, verdict
 
@@ -575,7 +576,7 @@ def compare(
     named = {f"found-{n}": _architecture(item, space) for n, item in enumerate(found, start=1)}
     load = _labels(data, val, config, root, download)
     images = load()
-    who = comparison.contestants(
+    who = contestants(
         named,
         config,
         len(images.classes),

@@ -39,7 +39,7 @@ from nni_cssnas.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from nni_cssnas.comparison.run import Contestant
+    from nni_cssnas.comparison.contestants import Contestant
     from nni_cssnas.comparison.summary import Group, Run
     from nni_cssnas.config import SpaceConfig
     from nni_cssnas.images.labelled import LabelledImages

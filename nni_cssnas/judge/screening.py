@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import signal
 import statistics
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,19 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from nni_cssnas.base.device import derive_seed, resolve_device
-from nni_cssnas.base.workers import end_with_parent
-from nni_cssnas.config import ConstraintsConfig, ProxyConfig
-from nni_cssnas.errors import DivergenceError, ExperimentError, SpaceError
+from nni_cssnas.base.device import derive_seed
+from nni_cssnas.base.workers import Workers, end_with_parent, lagged
+from nni_cssnas.config import ProxyConfig
+from nni_cssnas.errors import DivergenceError, SpaceError
 from nni_cssnas.genotype import Choices, Genotype
 from nni_cssnas.judge.proxy import Candidate, Proxy, candidate_seed, references_of
 from nni_cssnas.results.screening_log import ScreeningLog
-from nni_cssnas.scores.cost import latency, multiply_adds, num_parameters
-from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.encoding import decode, random_choices, search_space
 from nni_cssnas.spaces.factory import make_space
 
-__all__ = ["FINAL", "Feasibility", "Screened", "Screener", "Spread"]
+__all__ = ["FINAL", "Screened", "Screener", "Spread"]
 
 FINAL = {"continuity": 1.0, "effective_macs": 0.5}
 """What tells the best of many apart, and how much their ranks count. The best are the best since their other components are
@@ -38,9 +32,6 @@ high, some of them by chance; these two are what the score leaves open (chosen o
 
 FINAL_DRAWS = 4
 """A second look is the mean over so many draws of weights and views."""
-
-DEATHS = 3
-"""An architecture whose worker process dies so often is not tried again."""
 
 LAG = 8
 """Architectures that are taken before the first result is given."""
@@ -151,17 +142,17 @@ class Screener:
         """
         memory = _Memory(log)
         if workers == 1:
-            yield lambda method, items: _lagged(
+            yield lambda method, items: lagged(
                 memory.recalling(method, lambda item: partial(method, self, item)), items, LAG
             )
             return
         if self.config.score != "contrastive":
             _ = self.proxy.reference_set  # once, not by all of them at a time
         threads = max(1, torch.get_num_threads() // workers)
-        pool = _Workers(workers, self.config, threads)
+        pool = Workers(workers, _start_worker, (self.config, threads))
         try:
-            yield lambda method, items: _lagged(
-                memory.recalling(method, partial(pool.start, method)), items, max(LAG, 2 * workers)
+            yield lambda method, items: lagged(
+                memory.recalling(method, partial(pool.start, partial(_work, method))), items, max(LAG, 2 * workers)
             )
         finally:
             pool.end()
@@ -170,55 +161,6 @@ class Screener:
         """One process for each of torch's threads, if ``num`` architectures are worth their start, and on a GPU one."""
         enough = 32 if self.config.score == "untrained" else 4
         return torch.get_num_threads() if num >= enough and self.proxy.device.type == "cpu" else 1
-
-
-class Feasibility:
-    """Whether an architecture keeps the constraints of its space and of the user, before a trial is spent on it.
-
-    Parameters
-    ----------
-    limits
-        A tuner's ``constraints``.
-    config
-        All of ``proxy.yml``.
-
-    Raises
-    ------
-    CssnasError
-        If the space cannot be used.
-    """
-
-    def __init__(self, limits: ConstraintsConfig, config: ProxyConfig) -> None:
-        self.limits = limits
-        self.config = config
-        self.space = make_space(self.config.space)
-        self.size = self.config.views.input_size or self.config.images.size
-        self.measured = any((limits.max_params, limits.max_macs, limits.max_latency_ms))
-
-    def problem(self, choices: Choices) -> str | None:
-        """Which constraint an architecture breaks, and by how much; None if it keeps all. One that cannot be built breaks them."""
-        try:
-            sample = decode(self.space, choices)
-            if not self.measured:
-                return None
-            backbone = Backbone(self.space.freeze(sample), self.size, self.config.space.classifier)
-            costs: list[tuple[str, float | None, Callable[[], float]]] = [
-                ("max_params", self.limits.max_params, lambda: num_parameters(backbone)),
-                ("max_macs", self.limits.max_macs, lambda: multiply_adds(backbone, (3, self.size, self.size))),
-                ("max_latency_ms", self.limits.max_latency_ms, lambda: self._latency(backbone)),
-            ]
-            for name, limit, cost in costs:
-                if limit is not None and (found := cost()) > limit:
-                    return f"{name} is {limit:g}, and it has {found:g}"
-        except SpaceError as error:
-            return str(error)
-        except Exception as error:  # a layer's own, out of memory: it must not end the tuner that asks
-            return f"the network cannot be built: {type(error).__name__}: {error}"
-        return None
-
-    def _latency(self, backbone: Backbone) -> float:
-        device = resolve_device(self.config.device)
-        return latency(backbone.to(device), torch.zeros(1, 3, self.size, self.size, device=device))
 
 
 class _Memory:
@@ -265,71 +207,6 @@ def _from_row(kind: str, row: Mapping[str, Any]) -> Screened | dict[str, float]:
     return Screened(dict(row["screen"]), score, dict(row["components"]), genotype)
 
 
-@dataclass
-class _Job:
-    method: Callable[[Screener, Choices], Any]
-    choices: dict[str, Any]
-    future: Future[Any] | None = None
-    deaths: int = 0
-
-
-class _Workers:
-    """Processes that screen. When one dies, as under the system's out-of-memory killer, all are started anew."""
-
-    def __init__(self, number: int, config: ProxyConfig, threads: int) -> None:
-        self._make = partial(
-            ProcessPoolExecutor,
-            number,
-            multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(config, threads),
-        )
-        self._pool = self._make()
-        self._jobs: list[_Job] = []
-
-    def start(self, method: Callable[[Screener, Choices], Any], item: Mapping[str, Any]) -> Callable[[], Any]:
-        """Begin; what is returned waits for the result."""
-        job = _Job(method, dict(item))
-        self._jobs.append(job)
-        self._submit(job)
-        return partial(self._finish, job)
-
-    def end(self) -> None:
-        """Stop at once; nothing that still runs is waited for."""
-        processes = list((getattr(self._pool, "_processes", None) or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-
-    def _submit(self, job: _Job) -> None:
-        try:
-            job.future = self._pool.submit(_work, job.method, job.choices)
-        except BrokenProcessPool:
-            job.future = None  # _finish begins anew
-
-    def _finish(self, job: _Job) -> Any:
-        while True:
-            try:
-                if job.future is None:
-                    raise BrokenProcessPool
-                result = job.future.result()
-                self._jobs.remove(job)
-                return result
-            except BrokenProcessPool:
-                job.deaths += 1
-                if job.deaths == DEATHS:
-                    raise ExperimentError(
-                        f"a worker process died {DEATHS} times while it scored {job.choices} (out of memory?); "
-                        "what was screened is kept, and the same command with fewer --workers goes on"
-                    ) from None
-                self.end()
-                self._pool = self._make()
-                for waiting in self._jobs:
-                    done = waiting.future is not None and waiting.future.done() and not waiting.future.cancelled()
-                    if not done or waiting.future is None or waiting.future.exception() is not None:
-                        self._submit(waiting)
-
-
 _worker: Screener | None = None
 
 
@@ -341,19 +218,6 @@ def _start_worker(config: ProxyConfig, threads: int) -> None:
     _worker = Screener(config.model_copy(update={"threads": threads}))
 
 
-def _work(method: Callable[[Screener, Choices], Any], choices: dict[str, Any]) -> Any:
+def _work(method: Callable[[Screener, Choices], Any], choices: Choices) -> Any:
     assert _worker is not None
     return method(_worker, choices)
-
-
-def _lagged(
-    start: Callable[[Mapping[str, Any]], Callable[[], Any]], items: Iterable[Mapping[str, Any]], lag: int
-) -> Iterator[Any]:
-    """Start each item and, ``lag`` items later, give its result."""
-    waiting: deque[Callable[[], Any]] = deque()
-    for item in items:
-        waiting.append(start(item))
-        if len(waiting) > lag:
-            yield waiting.popleft()()
-    while waiting:
-        yield waiting.popleft()()

@@ -339,7 +339,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             return None
         try:
             if self._feasibility is None:
-                from nni_cssnas.judge.screening import Feasibility  # torch: only for who asks for it
+                from nni_cssnas.judge.feasibility import Feasibility  # torch: only for who asks for it
 
                 assert self._constraints_proxy is not None
                 self._feasibility = Feasibility(self._constraints, self._constraints_proxy)

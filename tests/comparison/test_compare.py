@@ -12,7 +12,8 @@ from scipy.stats import sem, t
 from typer.testing import CliRunner
 
 from nni_cssnas.cli import app
-from nni_cssnas.comparison.run import Contestant, check_folder, compare, contestants
+from nni_cssnas.comparison.contestants import Contestant, contestants
+from nni_cssnas.comparison.run import check_folder, compare
 from nni_cssnas.comparison.searches import searches_of
 from nni_cssnas.comparison.summary import Run, summarise, verdict
 from nni_cssnas.config import SpaceConfig
@@ -52,7 +53,7 @@ def test_another_space(monkeypatch: pytest.MonkeyPatch) -> None:
     who = contestants({"first": first}, CONFIG, 10, num_random=2)
     assert [one.group for one in who] == ["found", "random", "random"]  # no published cells there
     assert all(abs(one.params - who[0].params) <= 0.15 * who[0].params for one in who)
-    monkeypatch.setattr("nni_cssnas.comparison.run.DRAWS", 3)
+    monkeypatch.setattr("nni_cssnas.comparison.contestants.DRAWS", 3)
     with pytest.raises(SpaceError, match=r"none of 3 random architectures has \d+ parameters within 0%"):
         contestants({"first": first}, CONFIG, 10, num_random=10, tolerance=1e-9)
 

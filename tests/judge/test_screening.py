@@ -15,7 +15,8 @@ from nni_cssnas.cli import app
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import ConfigError, ExperimentError
 from nni_cssnas.genotype import Genotype
-from nni_cssnas.judge.screening import Feasibility, Screener
+from nni_cssnas.judge.feasibility import Feasibility
+from nni_cssnas.judge.screening import Screener
 from nni_cssnas.results.screening_log import LOG_NAME
 from nni_cssnas.spaces import decode, search_space
 from nni_cssnas.tuners.tpe import Tpe
@@ -145,7 +146,7 @@ def test_what_fails_while_it_proposes_does_not_end_the_tuner(error: Exception, m
     parameters = tuner.generate_parameters(1)
     problem = Feasibility(ConstraintsConfig(max_params=10**9), config).problem(parameters)
     assert problem == f"the network cannot be built: {type(error).__name__}: {error}"
-    monkeypatch.setattr("nni_cssnas.judge.screening.Feasibility.__init__", fail)
+    monkeypatch.setattr("nni_cssnas.judge.feasibility.Feasibility.__init__", fail)
     third = Tpe(seed=0, constraints={})
     third.update_search_space(choices)
     with pytest.raises(NoMoreTrialError):

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from nni_cssnas.base import workers
 from nni_cssnas.cli import app
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, ExperimentError
@@ -262,12 +263,12 @@ def test_an_architecture_that_kills_its_workers_ends_in_one_line(monkeypatch: py
         _processes: dict[int, Any] = {}  # noqa: RUF012
 
         def submit(self, *_: Any) -> Any:
-            raise screening.BrokenProcessPool
+            raise workers.BrokenProcessPool
 
         def shutdown(self, **_: Any) -> None:
             pass
 
-    monkeypatch.setattr(screening, "ProcessPoolExecutor", lambda *_, **__: Broken())
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda *_, **__: Broken())
     screener = Screener(ProxyConfig(**SETTINGS))
     (parameters,) = screener.random(1, seed=0)
     with screener.spread(2) as spread, pytest.raises(ExperimentError, match=r"died 3 times .* fewer --workers goes on"):

@@ -26,10 +26,11 @@ from nni_cssnas.images.labelled import LabelledImages, load_labelled
 from nni_cssnas.spaces import make_space, random_choices
 from nni_cssnas.spaces.architecture import Architecture, read_architecture
 from nni_cssnas.training.bar import EpochBar
+from nni_cssnas.training.checks import check_network, ignored
 from nni_cssnas.training.config import RetrainConfig
 from nni_cssnas.training.plan import Plan, make_plan
 from nni_cssnas.training.pretrain import contrastive_config
-from nni_cssnas.training.run import RetrainResult, check_network, ignored, make_module, retrain
+from nni_cssnas.training.run import RetrainResult, make_module, retrain
 from nni_cssnas.training.weights import Weights
 
 from .conftest import SMALL
