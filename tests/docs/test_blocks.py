@@ -278,6 +278,22 @@ def test_a_wrong_argument_of_a_started_experiment_is_found() -> None:
         bind(statement, {"experiment": Experiment()})
 
 
+def test_a_wrong_argument_of_a_verb_and_a_wrong_name_of_its_result_are_found() -> None:
+    results: dict[str, type[Any]] = {}
+    right, wrong, asked, unknown = ast.parse(
+        "found = nni_cssnas.screen('photos', num=3)\n"
+        "nni_cssnas.screen('photos', nmu=3)\n"
+        "found.best.score\n"
+        "print(found.bets)"
+    ).body
+    assert given(right, results)
+    assert given(asked, results)
+    with pytest.raises(TypeError):
+        given(wrong, results)
+    with pytest.raises(AssertionError, match="SearchResult has no bets"):
+        given(unknown, results)
+
+
 # ---- shell --------------------------------------------------------------------------------------------
 
 COMMANDS = ("nni-cssnas", "nnictl", "python", "pip", "make", "cp", "ln", "git", "cd", "mkdocs", "pre-commit", "ssh")
