@@ -54,7 +54,7 @@ class Measure:
         function = _imported(self.function) if isinstance(self.function, str) else self.function
         found = function(look)
         try:
-            return float(found)
+            return float(found.detach() if hasattr(found, "detach") else found)
         except (TypeError, ValueError):
             raise ConfigError(f"measure {self.name!r} gives {type(found).__name__}; it must give a number") from None
 

@@ -70,7 +70,7 @@ def search(args: argparse.Namespace, truth: Mapping[str, float], seed: int, cons
         )
         found = list(track(explored, f"seed {seed}", args.random + args.guided, console=console, transient=True))
         ranked = choose(found, config, spread)
-    chosen = arch_of(ranked[0].parameters)
+    chosen = arch_of(ranked[0].choices)
     seconds = time.perf_counter() - start
     better = sum(accuracy > truth[chosen] for accuracy in truth.values())
     return {
@@ -96,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--out", type=Path, default=Path("runs/end_to_end"))
     args = parser.parse_args(arguments)
-    logging.disable(logging.WARNING)
     console = Console()
     try:
         table = read_table(args.table or default_table("nasbench201"), nasbench201.to_sample)
@@ -130,4 +129,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     sys.exit(main())

@@ -307,7 +307,13 @@ typer.run(lambda: watching.follow(lambda: Fake("abc", 1), keep=False, top=3))
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_the_manager(number: signal.Signals, code: int) -> None:
-    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True) as process:
+    # Where the tests run in a shell's background, SIGINT is ignored, which a child inherits and `follow` respects.
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    ) as process:
         assert process.stdout is not None
         assert "portal" in process.stdout.readline()
         assert "0/4 trials, 2 running" in process.stdout.readline()

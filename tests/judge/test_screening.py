@@ -128,7 +128,7 @@ def test_a_missing_proxy_is_named() -> None:
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), TypeError("a layer of the user's")])
 def test_what_fails_while_it_proposes_does_not_end_the_tuner(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ProxyConfig(**SETTINGS)
-    choices = Screener(config).choices
+    choices = Screener(config).search_space
 
     def fail(*_: object) -> None:
         raise error
@@ -142,7 +142,7 @@ def test_what_fails_while_it_proposes_does_not_end_the_tuner(error: Exception, m
     other.update_search_space(choices)
     assert other.generate_parameters(0).keys() == choices.keys()
     assert other.generate_parameters(1).keys() == choices.keys()
-    monkeypatch.setattr("nni_cssnas.judge.screening.Backbone", fail)
+    monkeypatch.setattr("nni_cssnas.judge.feasibility.Backbone", fail)
     parameters = tuner.generate_parameters(1)
     problem = Feasibility(ConstraintsConfig(max_params=10**9), config).problem(parameters)
     assert problem == f"the network cannot be built: {type(error).__name__}: {error}"
@@ -206,7 +206,9 @@ def test_what_a_space_forbids_is_worst_and_no_exception() -> None:
         "views": {"input_size": 32},
     }
     screener = Screener(ProxyConfig(**settings))
-    forbidden = {label: "[]" if "input" in label else spec["_value"][0] for label, spec in screener.choices.items()}
+    forbidden = {
+        label: "[]" if "input" in label else spec["_value"][0] for label, spec in screener.search_space.items()
+    }
     assert screener.screen(forbidden).score == screener.proxy.reference_set.worst
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from nni_cssnas.base.modules import pooled
 from nni_cssnas.errors import ConfigError, SpaceError
 from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES
-from nni_cssnas.scores import untrained
+from nni_cssnas.scores import measured
 from nni_cssnas.scores.combine import WORST
 from nni_cssnas.scores.cost import multiply_adds
 from nni_cssnas.scores.statistics import (
@@ -339,4 +339,4 @@ def test_errors_say_what_is_wrong() -> None:
         untrained_scores(model, *VIEWS, stages=[])
     with pytest.raises(SpaceError, match="stage 'classifier' gives no features"):
         untrained_scores(model, *VIEWS, stages=["classifier"])
-    assert untrained.SWAP_IMAGES <= 62
+    assert measured.SWAP_IMAGES <= 62

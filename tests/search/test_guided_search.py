@@ -39,14 +39,14 @@ def key(parameters: Mapping[str, Any]) -> str:
 class Judge:
     """A space of 5 ** 6 whose score is known: how many choices are right."""
 
-    choices = {f"c{index}": {"_type": "choice", "_value": list("abcde")} for index in range(6)}  # noqa: RUF012
+    search_space = {f"c{index}": {"_type": "choice", "_value": list("abcde")} for index in range(6)}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.running = self.most = 0
 
     def random(self, num: int, seed: int) -> Iterator[dict[str, Any]]:
         rng = np.random.default_rng(seed)
-        return ({name: "abcde"[rng.integers(5)] for name in self.choices} for _ in range(num))
+        return ({name: "abcde"[rng.integers(5)] for name in self.search_space} for _ in range(num))
 
     def spread(self, method: Any, items: Any) -> Iterator[Any]:
         assert method is Screener.screen
