@@ -1,21 +1,39 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
 from nni_cssnas.bridge import launch
+from nni_cssnas.cli import main
 from nni_cssnas.errors import ConfigError, ExperimentError
 
 
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "nni_cssnas.cli", *arguments], capture_output=True, text=True, check=False, timeout=120
-    )
+    """The command, in this process: another one would import torch again."""
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with (
+        mock.patch.object(sys, "argv", ["nni-cssnas", *arguments]),
+        mock.patch.object(sys, "path", list(sys.path)),
+        mock.patch.object(warnings, "formatwarning"),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def test_help_names_the_commands() -> None:

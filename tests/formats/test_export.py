@@ -106,7 +106,7 @@ def test_what_a_network_leaves_out_is_left_out(name: str, stem: str, tmp_path: P
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["two-input", "edge"])
 def test_onnx_gives_the_same_logits(encoding: str, tmp_path: Path) -> None:
-    for index, genotype in enumerate(genotypes(encoding, 20 if LONG else 2)):
+    for index, genotype in enumerate(genotypes(encoding, 8 if LONG else 2)):
         network = stirred(CellNetwork(genotype, 3, 2, num_classes=7))
         assert export(network, tmp_path / f"{index}.onnx", "onnx").difference < 1e-4
 
