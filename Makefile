@@ -16,6 +16,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # With the lowest versions that pyproject.toml allows; not part of `test`: PyTorch is downloaded once more.
 minimum:

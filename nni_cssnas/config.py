@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from nni_cssnas.base.files import one_line, read_mapping
 from nni_cssnas.errors import ConfigError, nearest
 from nni_cssnas.genotype import OPERATIONS
+from nni_cssnas.measures import DEFAULT_WEIGHTS, check_name
 
 __all__ = [
     "PRESETS",
@@ -31,32 +32,6 @@ __all__ = [
     "ViewsConfig",
     "merge",
 ]
-
-UNTRAINED_SCORES = (
-    "effective_macs",
-    "expressivity",
-    "resolution_expressivity",
-    "progressivity",
-    "continuity",
-    "nonlinearity",
-    "jacov",
-    "naswot",
-    "swap",
-    "gradient_flow",
-    "zico",
-)
-"""What can be measured of an untrained network; see :mod:`nni_cssnas.scores.untrained`."""
-
-DEFAULT_WEIGHTS = {
-    "effective_macs": 1.0,
-    "resolution_expressivity": 1.0,
-    "jacov": 1.0,
-    "progressivity": 0.5,
-    "naswot": 0.5,
-    "swap": 0.5,
-    "continuity": 0.25,
-}
-"""What the default score is made of: how much each log-rank counts. Chosen on two spaces at once (README)."""
 
 
 def _name_of_file(value: Any) -> Any:
@@ -81,6 +56,8 @@ Strength = Annotated[float, Field(ge=0, le=100)]
 Weight = Annotated[float, Field(gt=0, le=10**6)]
 FileName = Annotated[str, AfterValidator(_name_of_file)]
 FilePath = Annotated[Path, AfterValidator(_name_of_file)]
+Amp = Annotated[Literal["off", "bf16", "fp16"], BeforeValidator(lambda value: "off" if value is False else value)]
+"""Mixed precision. YAML reads ``off`` as false."""
 Degrees = Annotated[float, Field(ge=-360, le=360)]
 
 MOST_MISTAKES = 5
@@ -263,7 +240,7 @@ class ContrastiveConfig(Section):
     projection_dim: Width = 128
     view_pool: Literal["fresh", "fixed"] = "fresh"
     held_out: float = Field(0.1, ge=0, lt=1)
-    amp: Literal["off", "bf16", "fp16"] = "off"
+    amp: Amp = "off"
     channels_last: bool = False
     compile: bool = False
 
@@ -284,7 +261,7 @@ class UntrainedConfig(Section):
     """Statistics of the untrained network on contrastive views, combined by their log-ranks.
 
     ``weights`` says how much the log-rank of each component counts (names in
-    :data:`UNTRAINED_SCORES`); ranks are taken among ``references`` architectures
+    :data:`~nni_cssnas.measures.MEASURES`, or ``module:function`` of one's own); ranks are taken among ``references`` architectures
     drawn from the space once. ``criterion_weight`` is that of the contrastive criterion in a ``combined`` score.
     """
 
@@ -300,8 +277,7 @@ class UntrainedConfig(Section):
         if not self.weights:
             raise ValueError("weights is empty; name at least one component")
         for name in self.weights:
-            if name not in UNTRAINED_SCORES:
-                raise ValueError(f"unknown component {name!r} in weights{nearest(name, UNTRAINED_SCORES)}")
+            check_name(name)
         return self
 
 
@@ -330,61 +306,7 @@ class ConstraintsConfig(Section):
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # METHOD: the values of the reference implementation of arXiv:2102.10557.
-    "paper": {
-        "score": "contrastive",
-        "space": {"arguments": {"num_nodes": 5, "num_cells": 8, "channels": 32, "output_nodes": "last4"}},
-        "contrastive": {
-            "criterion": "loss",
-            "loss": "pirl",
-            "epochs": 10,
-            "batch_size": 256,
-            "lr": 1e-3,
-            "momentum": 0.9,
-            "weight_decay": 0.0,
-            "warmup_epochs": 0.0,
-            "temperature": 0.07,
-            "projection_hidden": 512,
-            "projection_dim": 256,
-            "held_out": 0.0,
-        },
-        "views": {"cj_strength": 0.5, "gaussian_blur": 0.0},
-    },
-    # One modern GPU: minutes a candidate.
-    "gpu": {
-        "space": {"arguments": {"num_nodes": 5, "num_cells": 8, "channels": 16}},
-        "contrastive": {
-            "epochs": 20,
-            "batch_size": 512,
-            "lr": 0.3,
-            "temperature": 0.2,
-            "amp": "bf16",
-            "channels_last": True,
-        },
-        "views": {"cj_strength": 0.5, "gaussian_blur": 0.0},
-    },
-    # Two cores: seconds a candidate.
-    "cpu": {
-        "space": {"arguments": {"num_nodes": 4, "num_cells": 5, "channels": 8}},
-        "images": {"max_images": 576},
-        "contrastive": {
-            "criterion": "drop",
-            "epochs": 8,
-            "batch_size": 128,
-            "lr": 0.1,
-            # Without it the drop ranks .79 on unseen architectures, with 0.9 .61 (README).
-            "momentum": 0.0,
-            "temperature": 0.5,
-            "projection_hidden": 128,
-            "projection_dim": 64,
-            "view_pool": "fixed",
-            "held_out": 0.1112,
-            # 1.2 times faster with one thread, as two trials on two cores have: experiments/benchmarks/speed.py.
-            "channels_last": True,
-        },
-        # A quarter of the pixels: depthwise convolutions are slow on a CPU.
-        "views": {"input_size": 16, "cj_strength": 0.5, "gaussian_blur": 0.0},
-    },
+    name: read_mapping(Path(__file__).with_name("presets") / f"{name}.yml") for name in ("paper", "gpu", "cpu")
 }
 """Values that ``preset: NAME`` fills in where the file is silent."""
 
@@ -392,7 +314,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ProxyConfig(Section):
     """All of ``proxy.yml``.
 
-    ``score`` is what is maximised: see :mod:`nni_cssnas.proxy`.
+    ``score`` is what is maximised: see :mod:`nni_cssnas.judge.proxy`.
     ``seed`` is the experiment's: a trial's own seed is derived from it and from the architecture, so
     neither order nor resuming changes a score. ``threads`` 0 takes the trial's share of the cores.
     """

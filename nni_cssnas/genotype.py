@@ -12,12 +12,19 @@ import ast
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nni_cssnas.errors import GenotypeError, nearest
 
-__all__ = ["NAMED_GENOTYPES", "OPERATIONS", "Cell", "Edge", "Genotype"]
+__all__ = ["NAMED_GENOTYPES", "OPERATIONS", "Cell", "Choices", "Edge", "Genotype", "Sample"]
+
+Choices = Mapping[str, Any]
+"""What a tuner picks: a value for each label of ``search_space.json``. NNI calls them parameters."""
+
+Sample = Mapping[str, Any]
+"""What NNI's ``space.freeze`` takes and ``space.random`` gives: a value for each label of the space's own."""
 
 OPERATIONS: tuple[str, ...] = (
     "none",

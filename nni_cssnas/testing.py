@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from nni_cssnas.spaces.backbone import Backbone
-from nni_cssnas.spaces.encoding import decode, encode, random_parameters, search_space
+from nni_cssnas.spaces.encoding import decode, encode, random_choices, search_space
 
 __all__ = ["ScoreContract", "SpaceContract", "TunerContract"]
 
@@ -53,7 +53,7 @@ class SpaceContract:
 
     def _drawn(self, space: Any, number: int) -> list[dict[str, Any]]:
         rng = np.random.default_rng(0)
-        return [random_parameters(space, rng) for _ in range(number)]
+        return [random_choices(space, rng) for _ in range(number)]
 
     def test_choices_are_plain_json(self) -> None:
         """``search_space.json`` holds the choices, each with at least two different values."""
@@ -66,30 +66,30 @@ class SpaceContract:
                 assert len(set(map(repr, values))) == len(values), f"choice {label} has the same value twice"
 
     def test_encoding_loses_nothing(self) -> None:
-        """Parameters become a sample and the same parameters again, also through JSON; the sample freezes."""
+        """Choices become a sample and the same choices again, also through JSON; the sample freezes."""
         space = self.make_space()
-        for parameters in self._drawn(space, self.num_samples):
-            sample = decode(space, json.loads(json.dumps(parameters)))
-            assert encode(space, sample) == parameters
+        for choices in self._drawn(space, self.num_samples):
+            sample = decode(space, json.loads(json.dumps(choices)))
+            assert encode(space, sample) == choices
             assert decode(space, encode(space, sample)) == sample
             assert isinstance(space.freeze(sample), nn.Module)
 
     def test_the_same_choices_make_the_same_network(self) -> None:
         """Under one seed, the weights of two networks of one sample are equal."""
         space = self.make_space()
-        [parameters] = self._drawn(space, 1)
+        [choices] = self._drawn(space, 1)
         states = []
         for _ in range(2):
             torch.manual_seed(0)
-            states.append(space.freeze(decode(space, parameters)).state_dict())
+            states.append(space.freeze(decode(space, choices)).state_dict())
         assert states[0].keys() == states[1].keys()
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
     def test_networks_give_features_and_train(self) -> None:
         """Features are finite, one vector for each image, and a loss on them reaches the weights."""
         space = self.make_space()
-        for parameters in self._drawn(space, self.num_networks):
-            backbone = Backbone(space.freeze(decode(space, parameters)), self.size, self.classifier)
+        for choices in self._drawn(space, self.num_networks):
+            backbone = Backbone(space.freeze(decode(space, choices)), self.size, self.classifier)
             features = backbone(torch.randn(4, 3, self.size, self.size))
             assert features.shape == (4, backbone.num_features)
             assert torch.isfinite(features).all()
@@ -188,9 +188,9 @@ class TunerContract:
             f"c{index}": {"_type": "choice", "_value": [f"v{value}" for value in range(size)]} for index in range(count)
         }
 
-    def objective(self, parameters: dict[str, Any]) -> float:
+    def objective(self, choices: dict[str, Any]) -> float:
         """The score of a proposal, with one best value for each choice."""
-        return float(sum(int(str(value)[1:]) for value in parameters.values()))
+        return float(sum(int(str(value)[1:]) for value in choices.values()))
 
     def started(self, seed: int = 0, **size: int) -> Any:
         """A tuner that knows the search space."""
@@ -202,9 +202,9 @@ class TunerContract:
         """One trial after the other; gives the proposals."""
         proposals = []
         for index in range(first, first + number):
-            parameters = tuner.generate_parameters(index)
-            proposals.append(copy.deepcopy(parameters))
-            tuner.receive_trial_result(index, parameters, {"default": self.objective(parameters)})
+            choices = tuner.generate_parameters(index)
+            proposals.append(copy.deepcopy(choices))
+            tuner.receive_trial_result(index, choices, {"default": self.objective(choices)})
             tuner.trial_end(index, True)
         return proposals
 
@@ -212,9 +212,9 @@ class TunerContract:
         """Every choice has one of its values; each proposal is new unless the tuner may repeat."""
         space = self.make_search_space()
         proposals = self.search(self.started(), 40)
-        for parameters in proposals:
-            assert parameters.keys() == space.keys()
-            assert all(parameters[label] in space[label]["_value"] for label in space)
+        for choices in proposals:
+            assert choices.keys() == space.keys()
+            assert all(choices[label] in space[label]["_value"] for label in space)
         if not self.repeats:
             assert len({json.dumps(item, sort_keys=True) for item in proposals}) == len(proposals)
 
@@ -242,10 +242,10 @@ class TunerContract:
         tuner.receive_trial_result(99, {}, 1.0)
         tuner.trial_end(99, False)
         for index, value in enumerate([float("nan"), float("inf"), None, "n/a", {}, {"loss": 1.0}, 1.0]):
-            parameters = tuner.generate_parameters(index)
+            choices = tuner.generate_parameters(index)
             tuner.trial_end(index, True)
-            tuner.receive_trial_result(index, parameters, value)
-            tuner.receive_trial_result(index, parameters, 2.0)
+            tuner.receive_trial_result(index, choices, value)
+            tuner.receive_trial_result(index, choices, 2.0)
             tuner.trial_end(index, False)
         self.search(tuner, 30, first=200)
 

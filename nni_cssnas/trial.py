@@ -21,10 +21,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from nni_cssnas.messages import warning_line
+from nni_cssnas.base.messages import warning_line
 
 if TYPE_CHECKING:
-    from nni_cssnas.proxy import ProxyResult
+    from nni_cssnas.judge.proxy import ProxyResult
 
 __all__ = ["main"]
 
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(path: str) -> int:
     import nni
 
-    from nni_cssnas import pairing
-    from nni_cssnas.imports import defer_lightning
+    from nni_cssnas.bridge import pairing
+    from nni_cssnas.bridge.imports import defer_lightning
 
     parameters: dict[str, Any] = {}
     try:
@@ -78,7 +78,7 @@ def _evaluate(path: str) -> int:
 
 def _judge(path: str, parameters: dict[str, Any]) -> ProxyResult:
     """Score the candidate, and record it."""
-    from nni_cssnas import pairing
+    from nni_cssnas.bridge import pairing
     from nni_cssnas.config import ProxyConfig
 
     config = ProxyConfig.load(path)
@@ -90,13 +90,13 @@ def _judge(path: str, parameters: dict[str, Any]) -> ProxyResult:
     import numpy as np
     import torch
 
-    from nni_cssnas.evaluator import ProxyEvaluator
-    from nni_cssnas.spaces import decode, make_space, random_parameters
+    from nni_cssnas.bridge.evaluator import ProxyEvaluator
+    from nni_cssnas.spaces import decode, make_space, random_choices
 
     torch.set_num_threads(threads)
     space = make_space(config.space)
     if not parameters:
-        parameters = random_parameters(space, np.random.default_rng())
+        parameters = random_choices(space, np.random.default_rng())
         print(f"outside of NNI: scoring the random architecture {parameters}")
     sample = decode(space, parameters)
     evaluator = ProxyEvaluator(config, on_references=_ReferencesLog())

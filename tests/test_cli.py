@@ -1,21 +1,39 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
-from nni_cssnas import launch
+from nni_cssnas.bridge import launch
+from nni_cssnas.cli import main
 from nni_cssnas.errors import ConfigError, ExperimentError
 
 
 def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "nni_cssnas.cli", *arguments], capture_output=True, text=True, check=False, timeout=120
-    )
+    """The command, in this process: another one would import torch again."""
+    out, err = io.StringIO(), io.StringIO()
+    code: Any = 0
+    with (
+        mock.patch.object(sys, "argv", ["nni-cssnas", *arguments]),
+        mock.patch.object(sys, "path", list(sys.path)),
+        mock.patch.object(warnings, "formatwarning"),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def test_help_names_the_commands() -> None:
@@ -88,12 +106,12 @@ def test_the_pause_between_two_rounds_is_not_the_end(monkeypatch: pytest.MonkeyP
     pause = states("TUNER_NO_MORE_TRIAL", 0, 5)
     story = [*states("TUNER_NO_MORE_TRIAL", 1, 20), *pause, *states("RUNNING", 1, 2), *pause * 5]
     told = iter(story)
-    monkeypatch.setattr(launch.Experiment, "progress", lambda self: next(told))
+    monkeypatch.setattr(launch.RunningExperiment, "progress", lambda self: next(told))
     monkeypatch.setattr(launch.time, "sleep", lambda seconds: None)
-    seen = list(launch.Experiment("x", 1).watch(interval=1.0, patience=10.0))
+    seen = list(launch.RunningExperiment("x", 1).watch(interval=1.0, patience=10.0))
     assert len(seen) == 20 + 5 + 2 + 11
     told = iter(states("DONE", 0, 2))
-    assert len(list(launch.Experiment("x", 1).watch())) == 1
+    assert len(list(launch.RunningExperiment("x", 1).watch())) == 1
 
 
 def test_nnictls_refusal_is_passed_on(tmp_path: Path) -> None:

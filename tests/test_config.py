@@ -312,3 +312,10 @@ def test_sections_are_frozen() -> None:
 def test_another_space_does_not_get_the_cell_spaces_arguments() -> None:
     config = ProxyConfig(space={"name": "nni.nas.hub.pytorch:NasBench201"})
     assert config.space.arguments == {}
+
+
+def test_yaml_reads_off_as_false(tmp_path: Path) -> None:
+    (tmp_path / "proxy.yml").write_text("contrastive: {amp: off}\n")
+    assert ProxyConfig.load(tmp_path / "proxy.yml").contrastive.amp == "off"
+    with pytest.raises(ConfigError, match="amp is True"):
+        ProxyConfig(contrastive={"amp": True})

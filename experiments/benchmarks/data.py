@@ -35,8 +35,8 @@ from typing import Any
 import numpy as np
 from nni.common.blob_utils import NNI_BLOB, load_or_download_file, nni_cache_home
 
+from nni_cssnas.base.files import replacing, write_atomically
 from nni_cssnas.errors import ConfigError, CssnasError
-from nni_cssnas.results.records import write_atomically
 
 NASBENCH201_FILE = "nasbench201-b2b60732.db"
 """NNI's name of its copy; the end of the name is the start of its sha256, which NNI checks."""
@@ -187,15 +187,12 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
-    os.replace(beside, path)
+    write_atomically(path, gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    beside = path.with_name(f".{os.getpid()}.{path.name}")  # numpy adds .npz to any other ending
-    np.savez(beside, **arrays)
-    os.replace(beside, path)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def count(path: Path) -> int:

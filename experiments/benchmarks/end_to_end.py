@@ -4,7 +4,7 @@
     python experiments/benchmarks/end_to_end.py --table nasbench201.csv.gz --images cifar10.npz
 
 For each seed, what ``nni-cssnas screen --num R --guided G`` does: R architectures of NNI's ``NasBench201`` are drawn at random,
-TPE learns from their untrained scores and proposes G more, and one is chosen (:mod:`nni_cssnas.search`). Its CIFAR-10 accuracy
+TPE learns from their untrained scores and proposes G more, and one is chosen (:mod:`nni_cssnas.search.explore`). Its CIFAR-10 accuracy
 is then read from the table, for the first time. Architectures that the table does not hold are left out as if they were
 forbidden. ``--out`` collects ``end_to_end.csv``; seeds in it are not run again.
 """
@@ -28,8 +28,8 @@ from tables import default_table, read_table
 
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import CssnasError
-from nni_cssnas.screening import Screener
-from nni_cssnas.search import choose, explore
+from nni_cssnas.judge.screening import Screener
+from nni_cssnas.search.explore import choose, explore
 
 FIELDS = ("seed", "arch", "score", "accuracy", "rank", "scored", "seconds")
 
@@ -70,7 +70,7 @@ def search(args: argparse.Namespace, truth: Mapping[str, float], seed: int, cons
         )
         found = list(track(explored, f"seed {seed}", args.random + args.guided, console=console, transient=True))
         ranked = choose(found, config, spread)
-    chosen = arch_of(ranked[0].parameters)
+    chosen = arch_of(ranked[0].choices)
     seconds = time.perf_counter() - start
     better = sum(accuracy > truth[chosen] for accuracy in truth.values())
     return {
@@ -96,7 +96,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--out", type=Path, default=Path("runs/end_to_end"))
     args = parser.parse_args(arguments)
-    logging.disable(logging.WARNING)
     console = Console()
     try:
         table = read_table(args.table or default_table("nasbench201"), nasbench201.to_sample)
@@ -130,4 +129,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     sys.exit(main())

@@ -26,10 +26,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from nni_cssnas.config import UNTRAINED_SCORES, ProxyConfig
+from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, CssnasError
 from nni_cssnas.genotype import Genotype
-from nni_cssnas.proxy import Candidate, Proxy
+from nni_cssnas.judge.proxy import Candidate, Proxy
+from nni_cssnas.measures import MEASURES
 from nni_cssnas.spaces import CellNetwork
 
 LOWER_IS_BETTER = {"loss", "held_out", "alignment", "uniformity"}
@@ -67,7 +68,7 @@ def measure(genotype: Genotype, channels: int, num_cells: int, judges: Sequence[
             for name, value in {**result.components, "loss": result.epoch_losses[-1]}.items()
             if name not in LEFT_OUT
         }
-        rows.append({"width": float(channels), **judge.untrained(build(), UNTRAINED_SCORES), **criteria})
+        rows.append({"width": float(channels), **judge.untrained(build(), tuple(MEASURES)), **criteria})
     return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
 
 

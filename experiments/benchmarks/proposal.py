@@ -44,7 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=5000)
     args = parser.parse_args(arguments)
-    logging.disable(logging.WARNING)
     import hyperopt
 
     from nni_cssnas.tuners.hyperopt import Hyperopt, hyperopt_space
@@ -95,4 +94,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     sys.exit(main())

@@ -18,7 +18,6 @@ import csv
 import importlib
 import json
 import math
-import os
 import statistics
 import sys
 import time
@@ -37,12 +36,13 @@ from rich.table import Table
 from scipy.stats import kendalltau, spearmanr
 from tables import ACCURACY, Entry, default_table, draw, read_table
 
-from nni_cssnas.config import DEFAULT_WEIGHTS, UNTRAINED_SCORES
+from nni_cssnas.base.files import replacing, write_atomically
 from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError, nearest
+from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES
 from nni_cssnas.scores.combine import ReferenceSet
 
 BENCHMARKS = ("nasbench201", "nasbench_macro")
-COMPONENTS = UNTRAINED_SCORES
+COMPONENTS = tuple(MEASURES)
 COSTS = ("params", "macs")
 CRITERIA = ("loss", "drop", "held_out", "alignment", "uniformity")
 """What a short contrastive training shows; measured only where it is asked for."""
@@ -213,26 +213,19 @@ class Rows:
                     # The last row of a run that was killed may be cut.
                     if set(row) == set(self.fields) and all(row.values()):
                         self.rows[row["arch"]] = row
-        replace(note, text)
+        write_atomically(note, text)
         lines = [",".join(self.fields)]
         lines += [
             ",".join(f'"{row[name]}"' if "," in row[name] else row[name] for name in self.fields)
             for row in self.rows.values()
         ]
-        replace(self.path, "\n".join(lines) + "\n")
+        write_atomically(self.path, "\n".join(lines) + "\n")
 
     def add(self, row: Mapping[str, Any]) -> None:
         values = {name: str(row[name]) for name in self.fields}
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.fields, lineterminator="\n").writerow(values)
         self.rows[values["arch"]] = values
-
-
-def replace(path: Path, text: str) -> None:
-    """Write beside, then rename: a reader never sees half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -412,7 +405,7 @@ def report(
         lines.append(line | {"architectures": str(len(entries)), "seconds": f"{seconds:.4f}"})
     console.print(table)
     text = [",".join(lines[0]), *(",".join(line.values()) for line in lines)]
-    replace(args.out / "summary.csv", "\n".join(text) + "\n")
+    write_atomically(args.out / "summary.csv", "\n".join(text) + "\n")
     scatter(columns, accuracies, args)
     console.print(f"scores.csv, summary.csv and scatter.png are in {args.out}")
 
@@ -437,9 +430,8 @@ def scatter(
         axes.tick_params(labelsize=7)
     figure.supxlabel("rank of the score", fontsize=9)
     figure.supylabel("accuracy (%)", fontsize=9)
-    beside = args.out / f".scatter.{os.getpid()}.png"
-    figure.savefig(beside, dpi=150)
-    os.replace(beside, args.out / "scatter.png")
+    with replacing(args.out / "scatter.png") as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

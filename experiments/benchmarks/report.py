@@ -20,7 +20,7 @@ import numpy as np
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.results.records import TrialRecord
 from nni_cssnas.results.report import write_report
-from nni_cssnas.spaces import CellSpace, decode, random_parameters
+from nni_cssnas.spaces import CellSpace, decode, random_choices
 
 
 def write_records(folder: Path, trials: int) -> None:
@@ -29,7 +29,7 @@ def write_records(folder: Path, trials: int) -> None:
     rng = np.random.default_rng(0)
     config = ProxyConfig(score="contrastive").model_dump(mode="json")
     for number in range(trials):
-        parameters = random_parameters(space, rng)
+        parameters = random_choices(space, rng)
         drop = float(rng.random())
         failed = number % 50 == 49
         record = TrialRecord(

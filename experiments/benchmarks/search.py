@@ -30,8 +30,8 @@ from rich.progress import track
 from rich.table import Table
 from tables import default_table, read_table
 
-from nni_cssnas.config import DEFAULT_WEIGHTS
 from nni_cssnas.errors import ConfigError, CssnasError
+from nni_cssnas.measures import DEFAULT_WEIGHTS
 from nni_cssnas.scores.combine import log_ranks
 from nni_cssnas.tuners.tpe import Tpe
 
@@ -207,7 +207,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--evaluations", type=int, default=150)
     parser.add_argument("--out", type=Path, default=Path("runs/search"))
     args = parser.parse_args(arguments)
-    logging.disable(logging.WARNING)
     console = Console()
     try:
         table = read_table(args.table or default_table("nasbench201"), nasbench201.to_sample)
@@ -253,4 +252,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     sys.exit(main())

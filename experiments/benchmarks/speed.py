@@ -40,16 +40,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from nni_cssnas.base.device import resolve_device
 from nni_cssnas.config import ProxyConfig, ViewsConfig
 from nni_cssnas.images.sources import load_images
 from nni_cssnas.images.views import make_views
+from nni_cssnas.judge.screening import Screener
 from nni_cssnas.scores.contrastive import train_contrastive
-from nni_cssnas.scores.device import resolve_device
 from nni_cssnas.scores.losses import nt_xent
-from nni_cssnas.screening import Screener
-from nni_cssnas.search import explore
+from nni_cssnas.search.explore import explore
 from nni_cssnas.spaces.backbone import Backbone
-from nni_cssnas.spaces.encoding import decode, random_parameters
+from nni_cssnas.spaces.encoding import decode, random_choices
 from nni_cssnas.spaces.factory import make_space
 
 PARTS = ("views", "epoch", "loss", "start", "memory", "screening", "growth")
@@ -190,7 +190,7 @@ def networks(config: ProxyConfig, number: int, seed: int = 0) -> Iterator[tuple[
     space = make_space(config.space)
     rng = np.random.default_rng(seed)
     for index in range(number):
-        parameters = random_parameters(space, rng)
+        parameters = random_choices(space, rng)
         torch.manual_seed(index)
         yield parameters, space.freeze(decode(space, parameters))
 
@@ -384,18 +384,24 @@ def epoch(bench: Bench, args: argparse.Namespace) -> None:
         target="at least 2.5",
         rounds=min(3, bench.rounds),
     )
-    for name, ours, other, rounds in (
-        ("channels_last against contiguous", {"channels_last": True}, {"channels_last": False}, bench.rounds),
-        ("bfloat16 against float32", {"amp": "bf16"}, {"amp": "off"}, 1),
+    for name, ours, other, rounds, number in (
+        (
+            "channels_last against contiguous",
+            {"channels_last": True},
+            {"channels_last": False},
+            bench.rounds,
+            bench.sizes.architectures,
+        ),
+        ("bfloat16 against float32", {"amp": "bf16"}, {"amp": "off"}, 1, 1),  # minutes each where it is emulated
     ):
         ratios = []
-        for _, network in networks(training.config, bench.sizes.architectures, seed=1):
+        for _, network in networks(training.config, number, seed=1):
             training.take(network)
             pairs = [(training.ours("fixed", **ours), training.ours("fixed", **other)) for _ in range(rounds)]
             ratios.append(statistics.median(b / a for a, b in pairs))
         bench.note(
             "epoch",
-            f"{what}, {name}, {bench.sizes.architectures} architectures",
+            f"{what}, {name}, {number} architecture{'s' * (number > 1)}",
             ratio=statistics.median(ratios),
             low=min(ratios),
             high=max(ratios),
@@ -448,10 +454,10 @@ import os, sys
 import nni_cssnas.trial as trial
 def leave(*args, **kwargs):
     os._exit(0)
-from nni_cssnas.imports import defer_lightning
+from nni_cssnas.bridge.imports import defer_lightning
 defer_lightning()  # as the trial does first
 if sys.argv[2] == "untrained":
-    import nni_cssnas.proxy as proxy
+    import nni_cssnas.judge.proxy as proxy
     proxy.Proxy._untrained = leave
 else:
     import nni_cssnas.scores.contrastive as contrastive

@@ -61,7 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--tuners", nargs="+", choices=TUNERS, default=list(TUNERS))
     args = parser.parse_args(arguments)
-    logging.disable(logging.WARNING)
     console = Console()
     table = Table(title=f"best of {args.trials} trials, {args.seeds} seeds; in parentheses: repeated proposals")
     table.add_column("tuner")
@@ -82,4 +81,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     sys.exit(main())

@@ -1,7 +1,10 @@
-"""Files that a user writes, read with one clear line for whatever is wrong with them."""
+"""Files: what a user writes is read with one clear line for whatever is wrong; what we write is whole or not there."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import yaml
 
 from nni_cssnas.errors import ConfigError
 
-__all__ = ["one_line", "read_mapping"]
+__all__ = ["beside", "one_line", "read_mapping", "replacing", "write_atomically"]
 
 
 def read_mapping(path: str | Path, what: str = "settings") -> dict[str, Any]:
@@ -49,6 +52,53 @@ def read_mapping(path: str | Path, what: str = "settings") -> dict[str, Any]:
         if not isinstance(key, str):
             raise ConfigError(f"{path} must be a mapping of {what}: its key {key!r} is not a text; put it in quotes")
     return data
+
+
+def beside(path: Path) -> Path:
+    """Where this process writes what shall become ``path``: in the same folder, so that it can take its place at once."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a file beside ``path`` to write, which takes its place at the end: a reader sees the old one or the new.
+
+    It is on the disk, not only in its cache, before it does. After an error inside, or a full disk, the old one stays.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    temporary = beside(path)
+    try:
+        yield temporary
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes | memoryview, *, mode: int | None = None) -> None:
+    """Replace a file's contents, a text's in UTF-8: a reader sees the old or the new, never half.
+
+    Parameters
+    ----------
+    mode
+        Who may read and write it, from its first byte on; by default as the umask says.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    with replacing(path) as temporary:
+        if mode is not None:
+            temporary.touch(mode)
+            temporary.chmod(mode)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def one_line(text: object) -> str:

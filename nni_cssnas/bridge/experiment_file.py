@@ -10,15 +10,14 @@ import math
 import os
 import re
 import shlex
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nni_cssnas.base.files import one_line, read_mapping
+from nni_cssnas.base.paths import importable
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, nearest
 
@@ -421,7 +420,7 @@ def _check_own(algorithm: _Algorithm, proxy: ProxyConfig | None) -> None:
     if name not in VALIDATORS:
         raise ConfigError(f"className is {name!r}{nearest(name, VALIDATORS)}")
     validator = VALIDATORS[name]()
-    with _importable(algorithm.folder):
+    with importable(algorithm.folder, Path.cwd()):
         validator.check(**arguments)
     if proxy is not None and hasattr(validator.tuner, "smallest"):
         budgets = validator.tuner(**arguments)
@@ -477,7 +476,7 @@ def _signature(algorithm: _Algorithm) -> inspect.Signature | None:
     module_name, _, name = algorithm.class_name.rpartition(".")
     what = f"{algorithm.section} {algorithm.shown}"
     try:
-        with _importable(algorithm.folder):
+        with importable(algorithm.folder, Path.cwd()):
             module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         reason = one_line(error) or type(error).__name__
@@ -495,18 +494,6 @@ def _signature(algorithm: _Algorithm) -> inspect.Signature | None:
         return inspect.signature(getattr(module, name))
     except (TypeError, ValueError):
         return None
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let modules of a folder be imported, as NNI does for ``codeDirectory``."""
-    before = list(sys.path)
-    sys.path.extend([str(folder.resolve()), os.getcwd()])
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path[:] = before
 
 
 def _check_assessor(assessor: _Algorithm, proxy: ProxyConfig) -> None:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
-import re
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from nni_cssnas.base.messages import warning_line
 from nni_cssnas.base.threads import wait_politely
 from nni_cssnas.errors import CssnasError
-from nni_cssnas.messages import warning_line
 
-__all__ = ["app", "architecture_of", "console", "main", "mapping", "short", "show_best", "show_references", "steps"]
+__all__ = ["Steps", "answer", "app", "console", "main", "mapping", "short", "show_best"]
 
 if TYPE_CHECKING:
-    from nni_cssnas.proxy import Proxy
-
-T = TypeVar("T")
+    from nni_cssnas.search.screen import Step
 
 LINE_SECONDS = 10.0
 """Between two lines of progress where there is no terminal."""
@@ -32,32 +31,44 @@ LINE_SECONDS = 10.0
 app = typer.Typer(
     help="Label-free neural architecture search for NNI.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from nni_cssnas import __version__
+
+        print(f"nni-cssnas {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _root() -> None:
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end."),
+    ] = False,
+) -> None:
     """Label-free neural architecture search for NNI."""
 
 
-def architecture_of(genotype: str | None) -> str | None:
-    """A genotype as the user names it; the id of an experiment becomes its folder, with the cell that `run` left there."""
-    from nni_cssnas.genotype import NAMED_GENOTYPES
+@contextmanager
+def answer(as_json: bool) -> Iterator[Callable[[Any], None]]:
+    """Give what prints a result as JSON; with ``--json`` nothing else goes to stdout inside, and without it nothing does."""
 
-    if (
-        genotype is None
-        or not re.fullmatch("[A-Za-z0-9]{8}", genotype)
-        or genotype in NAMED_GENOTYPES
-        or Path(genotype).exists()
-    ):
-        return genotype
-    from nni_cssnas.results.experiments import find_experiment
+    def give(result: Any) -> None:
+        if as_json:
+            print(json.dumps(result, indent=1, allow_nan=False, default=str))
 
-    return str(find_experiment(genotype))
+    before = console.stderr
+    console.stderr = before or as_json
+    try:
+        yield give
+    finally:
+        console.stderr = before
 
 
 def mapping(arguments: str) -> dict[str, Any]:
@@ -109,46 +120,53 @@ def show_best(folder: Path, *, top: int, output: Path | None, force: bool) -> No
         console.print(f"  {path}", soft_wrap=True, highlight=False)
 
 
-def steps(items: Iterable[T], *, total: int, description: str) -> Iterator[T]:
-    """Pass items on with a progress bar; where there is no terminal, with a line now and then."""
-    if console.is_terminal:
-        from rich.progress import track
+class Steps:
+    """Shows how far a search is: with a bar, or where there is no terminal with a line now and then.
 
-        yield from track(items, total=total, description=description, console=console)
-        return
-    told = time.monotonic()
-    for number, item in enumerate(items, start=1):
-        if time.monotonic() - told >= LINE_SECONDS:
-            told = time.monotonic()
-            console.print(f"{description}: {number} of {total}", highlight=False)
-        yield item
+    Used as a context, in which it may be called with each step.
+    """
 
+    WORDS: ClassVar[dict[str, str]] = {
+        "images": "looking at the space and the images",
+        "references": "scoring reference architectures, once",
+        "waiting": "another process scores the references; waiting",
+        "screening": "screening",
+        "finalists": "looking at the best once more",
+    }
 
-def show_references(proxy: Proxy) -> None:
-    """Score the reference architectures of an untrained score, if they are not kept from before, with a progress bar."""
-    if proxy.config.score == "contrastive":
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    told = -math.inf
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None, visible=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._status = console.status(self.WORDS["images"])
+        self._told = -math.inf
+        self._stage = ""
 
-        def on_references(done: int, total: int) -> None:
-            nonlocal told
-            what = (
-                "scoring reference architectures, once"
-                if done >= 0
-                else "another process scores the references; waiting"
-            )
-            bar.update(task, visible=True, total=total, completed=max(done, 0), description=what)
-            if not console.is_terminal and time.monotonic() - told >= LINE_SECONDS:
-                told = time.monotonic()
-                console.print(f"{what}: {max(done, 0)} of {total}", highlight=False)
+    def __enter__(self) -> Steps:
+        return self
 
-        proxy.on_references = on_references
-        _ = proxy.reference_set
+    def __exit__(self, *error: object) -> None:
+        self._status.stop()
+        self._bar.stop()
+
+    def __call__(self, step: Step) -> None:
+        """Show it."""
+        what = self.WORDS.get(step.stage)
+        if step.stage == "images" or what is None:
+            self._status.start() if what else self._status.stop()
+            return
+        self._status.stop()
+        if step.stage != self._stage:
+            self._stage = step.stage
+            self._told = -math.inf if step.stage in ("references", "waiting") else time.monotonic()
+            self._bar.start()
+            self._bar.add_task(what, total=step.total)
+        self._bar.update(self._bar.task_ids[-1], completed=step.done)
+        if not console.is_terminal and time.monotonic() - self._told >= LINE_SECONDS:
+            self._told = time.monotonic()
+            best = "" if step.best is None else f", best score {step.best:.4f}"
+            console.print(f"{what}: {step.done} of {step.total}{best}", highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -1,65 +1,64 @@
-"""Experiments: run one, write one, prepare one."""
+"""Experiments: prepare one, check it, run it, look at those that are there."""
 
 from __future__ import annotations
 
 import json
-import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nni_cssnas.cli.app import app, console, mapping, short, show_references
+from nni_cssnas.base.paths import make_importable
+from nni_cssnas.cli.app import Steps, answer, app, console, mapping, short
+from nni_cssnas.cli.options import Json, Keep, Port, Public
 
 if TYPE_CHECKING:
-    from nni_cssnas.config import ProxyConfig
+    from nni_cssnas.bridge.rehearsal import Rehearsal
 
-Port = Annotated[int | None, typer.Option(help="Port of the portal; default: 8080 or the next free one.")]
-Public = Annotated[
-    bool, typer.Option("--public", help="Open the portal to other machines, at an address with a secret in it.")
-]
-Keep = Annotated[bool, typer.Option("--keep", help="Leave the manager and the portal running at the end.")]
 Top = Annotated[int, typer.Option("--top", "-k", min=1, help="How many of the best trials to list.")]
 Id = Annotated[str, typer.Argument(metavar="ID", help="NNI's id of an experiment that is not running.")]
+Config = Annotated[Path, typer.Argument(help="The experiment.yml that nnictl shall run.")]
 
 
 @app.command()
-def run(
-    config: Annotated[Path, typer.Argument(help="The experiment.yml that nnictl shall run.")],
-    port: Port = None,
-    public: Public = False,
-    keep: Keep = False,
-    top: Top = 3,
-) -> None:
+def run(config: Config, port: Port = None, public: Public = False, keep: Keep = False, top: Top = 3) -> None:
     """Run an experiment with nnictl, wait for it with a progress bar, and show the best architecture."""
-    from nni_cssnas import launch
-    from nni_cssnas.bridge.experiment_file import check_experiment
+    from nni_cssnas.bridge import launch
     from nni_cssnas.cli.watching import follow
 
-    checked = check_experiment(config)
-    if checked.proxy is not None and checked.local:  # else device and images are another machine's
-        _rehearse(checked.proxy, checked.code_directory)
+    _rehearse(config, references=True)
     follow(lambda: launch.create(config, port=port, public=public), keep=keep, top=top)
 
 
-def _rehearse(proxy: ProxyConfig, code_directory: Path) -> None:
-    """Find what every trial would fail of, and score the reference architectures that all of them need."""
-    sys.path.insert(0, str(code_directory.resolve()))  # a space of the user's own
-    with console.status("looking at the space and the images"):
-        from nni_cssnas.proxy import Proxy, references_of
-        from nni_cssnas.spaces import make_space
+@app.command()
+def check(config: Config) -> None:
+    """Check experiment.yml, proxy.yml, the space and the images, and start nothing; run does this too."""
+    found = _rehearse(config, references=False)
+    number = "no limit of trials" if found.trials is None else f"{found.trials} trials"
+    if found.space is None:
+        number += "; its trials are not this package's or run elsewhere, so space and images were not looked at"
+    console.print(f"{config} can be run: {number}", soft_wrap=True, highlight=False)
 
-        judge = Proxy(proxy, references_of(make_space(proxy.space), proxy))
-        judge.prepare()
-        judge.try_one()
-    console.print(f"{len(judge.images)} images, space {proxy.space.name}", highlight=False)
-    show_references(judge)
+
+def _rehearse(config: Path, *, references: bool) -> Rehearsal:
+    from nni_cssnas.bridge.rehearsal import rehearse
+    from nni_cssnas.search.screen import Step
+
+    with Steps() as show:
+
+        def tell(stage: str, done: int, total: int) -> None:
+            show(Step(stage, done, total))
+            if stage == "checked":
+                console.print(f"{done} images; the space and the score can be used", highlight=False)
+
+        return rehearse(config, references=references, on_stage=tell)
 
 
 @app.command()
 def resume(experiment: Id, port: Port = None, public: Public = False, keep: Keep = False, top: Top = 3) -> None:
     """Go on with an experiment that was stopped or killed, as run does."""
-    from nni_cssnas import launch
+    from nni_cssnas.bridge import launch
     from nni_cssnas.cli.watching import follow
 
     follow(lambda: launch.resume(experiment, port=port, public=public), keep=keep, top=top)
@@ -68,7 +67,7 @@ def resume(experiment: Id, port: Port = None, public: Public = False, keep: Keep
 @app.command()
 def view(experiment: Id, port: Port = None, public: Public = False) -> None:
     """Open the portal of an experiment that is not running."""
-    from nni_cssnas import launch
+    from nni_cssnas.bridge import launch
     from nni_cssnas.cli.watching import announce
 
     with console.status("starting the NNI manager"):
@@ -77,10 +76,74 @@ def view(experiment: Id, port: Port = None, public: Public = False) -> None:
     console.print(f"stop it with: nnictl stop {started.id}", highlight=False)
 
 
+@app.command("list")
+def list_experiments(as_json: Json = False) -> None:
+    """List the experiments of this machine, the newest first, and the size of the cache."""
+    from nni_cssnas.bridge.stored import folder_size, stored_experiments
+    from nni_cssnas.images.cache import cache_folder
+
+    with answer(as_json) as give:
+        with console.status("counting"):
+            found = stored_experiments()
+            cache = folder_size(cache_folder())
+        if found:
+            from rich.table import Table
+
+            table = Table()
+            for name in ("id", "name", "status", "begun", "trials", "best score", "size"):
+                table.add_column(name, justify="right" if name in ("trials", "best score", "size") else "left")
+            for item in found:
+                begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.begun)) if item.begun else ""
+                best = "" if item.best is None else f"{item.best:.4f}"
+                table.add_row(item.id, item.name, item.status, begun, str(item.trials), best, f"{short(item.size)}B")
+            console.print(table)
+            for item in found:
+                if item.portal is not None:
+                    console.print(f"portal of {item.id}: {item.portal}", soft_wrap=True, highlight=False)
+        else:
+            console.print("nnictl of this Python environment knows no experiment")
+        console.print(f"cache: {short(cache)}B in {cache_folder()}", soft_wrap=True, highlight=False)
+        give({"experiments": [vars(item) for item in found], "cache": {"folder": cache_folder(), "size": cache}})
+
+
+@app.command()
+def clean(
+    experiments: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID]...", help="Experiments to delete, with all that they found.")
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Delete decoded images and reference scores; they are made again.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete experiments, or the cache, after a question."""
+    from nni_cssnas.bridge.stored import folder_size, remove_experiment, stored_experiments
+    from nni_cssnas.errors import ConfigError, ExperimentError, nearest
+    from nni_cssnas.images.cache import cache_folder, empty_cache
+
+    if not experiments and not cache:
+        raise ConfigError("name experiments to delete (nni-cssnas list shows them), or give --cache")
+    known = {item.id: item for item in stored_experiments()}
+    for name in experiments or ():
+        if name not in known:
+            raise ExperimentError(f"there is no experiment {name!r}{nearest(name, known) if known else ''}")
+        item = known[name]
+        console.print(
+            f"{item.folder}: {item.trials} finished trials, {short(item.size)}B", soft_wrap=True, highlight=False
+        )
+    if cache:
+        console.print(f"{cache_folder()}: {short(folder_size(cache_folder()))}B", soft_wrap=True, highlight=False)
+    if not yes and not typer.confirm("delete this for ever?"):
+        raise typer.Exit(1)
+    freed = sum(remove_experiment(name) for name in experiments or ())
+    freed += empty_cache() if cache else 0
+    console.print(f"{short(freed)}B are free again", highlight=False)
+
+
 @app.command()
 def env() -> None:
     """Print what protects plain nnictl too: eval "$(nni-cssnas env)"."""
-    from nni_cssnas.guard import shell_line
+    from nni_cssnas.bridge.guard import shell_line
 
     print(shell_line())
 
@@ -118,16 +181,15 @@ def init(
         # A preset's views are smaller than its images, which may be too small for the space.
         settings["views"] = {"input_size": size}
 
-    from nni_cssnas.scaffold import Scaffold
+    from nni_cssnas.bridge.scaffold import Scaffold
+    from nni_cssnas.search.screen import Step
 
-    sys.path.insert(0, str(Path.cwd()))  # a space of the user's own
+    make_importable(Path.cwd())  # a space of the user's own
     scaffold = Scaffold(folder, settings, trials=trials, concurrency=concurrency)
     if not force:
         scaffold.refuse_to_overwrite()
-    with console.status("looking at the space and the images"):
-        judge = scaffold.judge
-        judge.try_one()
-    show_references(judge)
+    with Steps() as show:
+        scaffold.judge.rehearse(lambda stage, done, total: show(Step(stage, done, total)))
     with console.status("scoring one random architecture"):
         result = scaffold.check()
     cost = f"{short(result.components['params'])} parameters, {short(result.components['macs'])} multiply-adds"
@@ -146,14 +208,14 @@ def space(
     force: Annotated[bool, typer.Option("--force", help="Replace a file with other contents.")] = False,
 ) -> None:
     """Write search_space.json for an experiment."""
+    from nni_cssnas.base.files import write_atomically
     from nni_cssnas.config import ProxyConfig
     from nni_cssnas.errors import ConfigError
-    from nni_cssnas.results.records import write_atomically
 
     settings = ProxyConfig.load(config)
     from nni_cssnas.spaces import make_space, search_space
 
-    sys.path.insert(0, str(config.parent.resolve()))  # a space of the user's own lies beside its experiment
+    make_importable(config.parent)  # a space of the user's own lies beside its experiment
     choices = search_space(make_space(settings.space))
     path = output or config.parent / "search_space.json"
     text = json.dumps(choices, indent=1) + "\n"
@@ -166,7 +228,7 @@ def space(
 @app.command()
 def register() -> None:
     """Make the tuners known to nnictl by name: CssnasTPE and CssnasHyperopt."""
-    from nni_cssnas import launch
+    from nni_cssnas.bridge import launch
 
     for line in launch.register_tuners():
         console.print(line, highlight=False)

@@ -14,7 +14,7 @@ import typer
 from nni_cssnas.cli.app import console, show_best
 
 if TYPE_CHECKING:
-    from nni_cssnas.launch import Experiment, Progress
+    from nni_cssnas.bridge.launch import Progress, RunningExperiment
 
 __all__ = ["announce", "follow"]
 
@@ -33,7 +33,7 @@ class _Ended(KeyboardInterrupt):
         self.number = number
 
 
-def follow(start: Callable[[], Experiment], *, keep: bool, top: int) -> None:
+def follow(start: Callable[[], RunningExperiment], *, keep: bool, top: int) -> None:
     """Start an experiment, show how far it is and what is best, and end its manager whatever happens.
 
     Parameters
@@ -54,7 +54,7 @@ def follow(start: Callable[[], Experiment], *, keep: bool, top: int) -> None:
     """
     from nni_cssnas.results.experiments import find_experiment
 
-    experiment: Experiment | None = None
+    experiment: RunningExperiment | None = None
     with _signals():
         try:
             with console.status("starting the NNI manager"):
@@ -75,7 +75,7 @@ def follow(start: Callable[[], Experiment], *, keep: bool, top: int) -> None:
         raise typer.Exit(1)
 
 
-def announce(experiment: Experiment) -> None:
+def announce(experiment: RunningExperiment) -> None:
     """Say where the portal is."""
     portal = experiment.portal
     console.print(f"experiment [bold]{experiment.id}[/], portal [link={portal}]{portal}[/]", soft_wrap=True)
@@ -88,7 +88,7 @@ def announce(experiment: Experiment) -> None:
         )
 
 
-def _show_bar(experiment: Experiment) -> Progress:
+def _show_bar(experiment: RunningExperiment) -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
@@ -106,7 +106,7 @@ def _show_bar(experiment: Experiment) -> Progress:
     return state
 
 
-def _show_lines(experiment: Experiment) -> Progress:
+def _show_lines(experiment: RunningExperiment) -> Progress:
     """A line now and then, for a log, a pipe or a notebook."""
     total = experiment.max_trials()
     begun = told = time.monotonic()
@@ -141,7 +141,7 @@ def _description(state: Progress) -> str:
     return ", ".join(parts)
 
 
-def _leave(experiment: Experiment, keep: bool) -> None:
+def _leave(experiment: RunningExperiment, keep: bool) -> None:
     # From here on a Ctrl-C would leave the manager behind.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

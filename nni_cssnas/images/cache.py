@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nni_cssnas.base.files import one_line
+from nni_cssnas.base.files import beside, one_line
 
 __all__ = ["CACHE_VARIABLE", "Blocks", "cache_folder", "locked", "resident"]
 
@@ -53,6 +53,24 @@ def cache_folder(cache_dir: Path | None = None) -> Path:
         return Path.home() / ".cache" / "nni_cssnas"
     except RuntimeError:  # no home: containers with an unknown user
         return Path(tempfile.gettempdir()) / "nni_cssnas"
+
+
+def empty_cache(cache_dir: Path | None = None) -> int:
+    """Delete what this package keeps in the cache's folder, which is all made again; gives the bytes that became free.
+
+    What another process is making is left alone, and so is every file of another kind.
+    """
+    from filelock import FileLock, Timeout
+
+    folder = cache_folder(cache_dir)
+    freed = 0
+    for pattern in ("*px-*.npy", "depth-*.json", "references/*.json"):
+        for path in folder.glob(pattern):
+            with suppress(OSError, Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
+                size = path.lstat().st_size
+                path.unlink()
+                freed += size
+    return freed
 
 
 def resident(key: dict[str, Any], make: Blocks, *, kind: str, size: int, cache_dir: Path | None = None) -> torch.Tensor:
@@ -230,7 +248,7 @@ def _write(path: Path, blocks: Iterator[NDArray[np.uint8]], size: int) -> None:
     for stale in path.parent.glob(f".{path.name}.*.tmp"):
         with suppress(OSError):
             stale.unlink()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = beside(path)
     try:
         with _usable():
             file = temporary.open("wb")

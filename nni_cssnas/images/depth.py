@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from nni_cssnas.images import decode
+from nni_cssnas.base.files import write_atomically
+from nni_cssnas.images import read
 from nni_cssnas.images.cache import cache_folder
 from nni_cssnas.images.files import stamp, threads
 
@@ -49,7 +49,7 @@ def common_depth(folder: Path, names: Sequence[str], *, cache_dir: Path | None =
     UserWarning
         If it is less than 16, when it is found and not when it is remembered.
     """
-    suspects = sorted(name for name in names if decode.can_be_deep(name))
+    suspects = sorted(name for name in names if read.can_be_deep(name))
     if not suspects:
         return FULL
     content = json.dumps([FORMAT, str(folder.resolve()), [(name, *stamp(folder / name)[1:]) for name in suspects]])
@@ -65,9 +65,7 @@ def common_depth(folder: Path, names: Sequence[str], *, cache_dir: Path | None =
     # Without it the next process looks again.
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"folder": str(folder), "bits": found}), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps({"folder": str(folder), "bits": found}))
     return found
 
 
@@ -76,7 +74,7 @@ def _find(paths: Sequence[Path]) -> int:
     with ThreadPoolExecutor(threads()) as pool, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         for start in range(0, len(paths), BLOCK):
-            most = max(most, *pool.map(decode.needed_bits, paths[start : start + BLOCK]))
+            most = max(most, *pool.map(read.needed_bits, paths[start : start + BLOCK]))
             if most > DEPTHS[-2]:
                 break
     return next(depth for depth in DEPTHS if depth >= most) if most else FULL

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from nni_cssnas.errors import ImagesError, nearest, printable
-from nni_cssnas.images import decode
+from nni_cssnas.images import read
 from nni_cssnas.images.cache import cache_folder, resident
 from nni_cssnas.images.depth import common_depth
 from nni_cssnas.images.listing import image_files, is_hidden
@@ -53,7 +53,7 @@ class Files:
         """The pictures, resized and cropped to ``size``, each decoded when it is asked for."""
 
         def load(position: int) -> NDArray[np.uint8] | str:
-            return _try(partial(decode.load, self.path(position), size, self.bits), self.names[position])
+            return _try(partial(read.load, self.path(position), size, self.bits), self.names[position])
 
         return StreamedImages(self.names, load, self.key, threads())
 
@@ -415,7 +415,7 @@ def _decoded(split: Split, size: int, cache_dir: Path | None) -> Split:
     assert isinstance(files, Files)
 
     def one(position: int) -> NDArray[np.uint8] | str:
-        return _try(partial(decode.load, files.path(position), size, files.bits), files.names[position])
+        return _try(partial(read.load, files.path(position), size, files.bits), files.names[position])
 
     def make() -> Iterator[NDArray[np.uint8]]:
         block = max(16, BLOCK_BYTES // (3 * size**2))
@@ -532,5 +532,5 @@ def _fitted(array: NDArray[Any], size: int) -> NDArray[np.uint8]:
     if array.shape[1:3] == (size, size):
         return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
     with ThreadPoolExecutor(threads()) as pool:
-        fitted = pool.map(lambda image: decode.fit(Image.fromarray(np.ascontiguousarray(image)), size), array)
+        fitted = pool.map(lambda image: read.fit(Image.fromarray(np.ascontiguousarray(image)), size), array)
         return np.stack(list(fitted))

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from nni_cssnas.images import decode
+from nni_cssnas.images import read
 
 __all__ = ["Listing", "image_files", "is_hidden"]
 
@@ -70,7 +70,7 @@ class Listing:
         """One line of all that does not count, or ``""``."""
         parts = []
         if total := self.others.total():
-            heif = " (to read .heic: pip install pillow-heif)" if set(self.others) & set(decode.HEIF_ENDINGS) else ""
+            heif = " (to read .heic: pip install pillow-heif)" if set(self.others) & set(read.HEIF_ENDINGS) else ""
             parts.append(f"{total} file{'s' * (total != 1)} of other kinds: {_kinds(self.others)}{heif}")
         for items, one in ((self.repeated, "repeated file"), (self.repeated_folders, "repeated folder")):
             if items:
@@ -111,7 +111,7 @@ def image_files(folder: str | Path) -> Listing:
 
     Links are followed. Of several names of one file the first counts that is no link, and of several names of one
     folder likewise. What :func:`is_hidden` says never counts. A file is an image by its ending (what this Pillow reads,
-    see :func:`nni_cssnas.images.decode.endings`).
+    see :func:`nni_cssnas.images.read.endings`).
 
     Raises
     ------
@@ -221,7 +221,7 @@ def _is_image(path: Path, ending: str, status: os.stat_result | None) -> bool:
     if ending in _endings():
         return True
     # Telephones and converters give JPEG files the ending of HEIF.
-    if ending in decode.HEIF_ENDINGS and status is not None and stat.S_ISREG(status.st_mode):
+    if ending in read.HEIF_ENDINGS and status is not None and stat.S_ISREG(status.st_mode):
         try:
             with path.open("rb") as file:
                 return file.read(len(JPEG)) == JPEG
@@ -232,7 +232,7 @@ def _is_image(path: Path, ending: str, status: os.stat_result | None) -> bool:
 
 @cache
 def _endings() -> frozenset[str]:
-    return frozenset(decode.endings())
+    return frozenset(read.endings())
 
 
 def _kinds(others: Counter[str]) -> str:

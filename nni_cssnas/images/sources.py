@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nni_cssnas.base.files import one_line
 from nni_cssnas.config import ImagesConfig
 from nni_cssnas.errors import ImagesError, nearest
-from nni_cssnas.images import decode, tiles
+from nni_cssnas.images import read, tiles
 from nni_cssnas.images.cache import Blocks, cache_folder, locked, resident
 from nni_cssnas.images.depth import common_depth
 from nni_cssnas.images.files import stamp, threads
@@ -228,7 +228,7 @@ def _folder(
         name = listed[0]
         found: NDArray[np.uint8] | str
         try:
-            found = decode.load(folder / name, config.size, bits)
+            found = read.load(folder / name, config.size, bits)
         except MemoryError:
             raise
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
@@ -356,7 +356,7 @@ def _resized(array: NDArray[np.uint8], config: ImagesConfig) -> Iterator[NDArray
     from PIL import Image
 
     def fit(index: int) -> NDArray[np.uint8]:
-        return decode.fit(Image.fromarray(np.ascontiguousarray(array[index])), config.size)
+        return read.fit(Image.fromarray(np.ascontiguousarray(array[index])), config.size)
 
     order = _draw(len(array), config)
     block = max(16, BLOCK_BYTES // (3 * config.size**2))

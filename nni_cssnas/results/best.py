@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.genotype import Genotype
-from nni_cssnas.results.records import TrialRecord, write_atomically
+from nni_cssnas.results.records import TrialRecord
 
 __all__ = ["BestFiles", "export_best", "rank"]
 

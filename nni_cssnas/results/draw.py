@@ -10,7 +10,6 @@ right angle. :func:`layout_cell` is that geometry without any drawing.
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, PathPatch, Polygon
 from matplotlib.path import Path as Curve
 from matplotlib.textpath import TextPath
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.genotype import Cell, Genotype
 
 __all__ = [
@@ -230,7 +230,7 @@ def draw_genotype(genotype: Genotype, path: Path | str, *, title: str | None = N
     stem.parent.mkdir(parents=True, exist_ok=True)
     contents = {stem.with_name(f"{stem.name}.{kind}"): _drawn(genotype, title, kind) for kind in ("svg", "png")}
     for file, content in contents.items():
-        _replace(file, content)
+        write_atomically(file, content)
     return list(contents)
 
 
@@ -249,15 +249,6 @@ def _drawn(genotype: Genotype, title: str | None, kind: str) -> bytes:
         buffer = io.BytesIO()
         _figure(genotype, title).savefig(buffer, format=kind, dpi=_PNG_DPI, facecolor="white", metadata=metadata)
     return buffer.getvalue()
-
-
-def _replace(file: Path, content: bytes) -> None:
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _figure(genotype: Genotype, title: str | None) -> Figure:

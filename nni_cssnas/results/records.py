@@ -1,7 +1,7 @@
 """What every trial leaves behind: one readable JSON file in its own folder.
 
 The record is the truth about a trial: NNI's own tables may pair parameters and scores wrongly (see
-:mod:`nni_cssnas.pairing`), and they need a running manager to be read.
+:mod:`nni_cssnas.bridge.pairing`), and they need a running manager to be read.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.errors import CssnasError, ExperimentError
 from nni_cssnas.genotype import Genotype
 
-__all__ = ["ERROR_NAME", "RECORD_NAME", "TrialRecord", "read_records", "write_atomically"]
+__all__ = ["ERROR_NAME", "RECORD_NAME", "TrialRecord", "read_records"]
 
 RECORD_NAME = "record.json"
 ERROR_NAME = "error.txt"
@@ -174,16 +175,3 @@ def _find(folder: Path) -> Iterator[Path]:
         folders.sort()
         if RECORD_NAME in files or RECORD_NAME in folders:
             yield Path(parent, RECORD_NAME)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside ``path``, then replace it: a reader sees the old text or the new, never half."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -13,12 +13,13 @@ from typing import Any
 
 import yaml
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.results import pictures
 from nni_cssnas.results.draw import genotype_svg
 from nni_cssnas.results.profile import num_random_trials, read_profile
-from nni_cssnas.results.records import TrialRecord, read_records, write_atomically
+from nni_cssnas.results.records import TrialRecord, read_records
 
 __all__ = ["make_report", "write_pictures", "write_report"]
 

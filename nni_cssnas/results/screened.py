@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from nni_cssnas.base.files import write_atomically
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.genotype import Genotype
-from nni_cssnas.results.records import write_atomically
 
 __all__ = ["ScoredArchitecture", "refuse_to_overwrite", "write_screened"]
 
@@ -20,7 +20,7 @@ class ScoredArchitecture(Protocol):
     """What a row is made of."""
 
     @property
-    def parameters(self) -> Mapping[str, Any]: ...
+    def choices(self) -> Mapping[str, Any]: ...
     @property
     def score(self) -> float: ...
     @property
@@ -58,19 +58,19 @@ def write_screened(ranked: Sequence[ScoredArchitecture], folder: Path, *, top: i
         If the folder cannot be written.
     """
     names = sorted({name for item in ranked for name in item.components})
-    choices = sorted({name for item in ranked for name in item.parameters})
+    labels = sorted({name for item in ranked for name in item.choices})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rank", "second_look", "score", *names, *choices])
+    writer.writerow(["rank", "second_look", "score", *names, *labels])
     for rank, item in enumerate(ranked, start=1):
         parts = [item.components.get(name, "") for name in names]
         look = "" if item.second_look is None else item.second_look
-        writer.writerow([rank, look, item.score, *parts, *(item.parameters.get(name, "") for name in choices)])
+        writer.writerow([rank, look, item.score, *parts, *(item.choices.get(name, "") for name in labels)])
     files = {folder / "screen.csv": text.getvalue()}
     pictures: dict[Path, tuple[Genotype, str]] = {}
     for rank, item in enumerate(ranked[:top], start=1):
         stem = folder / (("genotype" if item.genotype else "sample") + (f"-{rank}" if rank > 1 else ""))
-        architecture = item.genotype.to_dict() if item.genotype else dict(item.parameters)
+        architecture = item.genotype.to_dict() if item.genotype else dict(item.choices)
         files[stem.with_suffix(".json")] = json.dumps(architecture, indent=1) + "\n"
         if item.genotype:
             place = "Best" if rank == 1 else f"Number {rank}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nni_cssnas.errors import ExperimentError, GenotypeError
-from nni_cssnas.genotype import Genotype
+from nni_cssnas.genotype import Choices, Genotype
 
 __all__ = ["LOG_NAME", "ScreeningLog"]
 
@@ -93,11 +93,11 @@ class ScreeningLog:
         """How many architectures are in it."""
         return sum(kind == "screen" for kind, _ in self._rows)
 
-    def recall(self, kind: str, parameters: Mapping[str, Any]) -> dict[str, Any] | None:
+    def recall(self, kind: str, choices: Choices) -> dict[str, Any] | None:
         """The row of an architecture, or None."""
-        return self._rows.get((kind, _key(parameters)))
+        return self._rows.get((kind, _key(choices)))
 
-    def keep(self, kind: str, parameters: Mapping[str, Any], **values: Any) -> None:
+    def keep(self, kind: str, choices: Choices, **values: Any) -> None:
         """Add a row.
 
         Raises
@@ -105,7 +105,7 @@ class ScreeningLog:
         ExperimentError
             If it cannot be written; what was written before stays whole.
         """
-        row = {kind: dict(parameters), **values}
+        row = {kind: dict(choices), **values}
         try:
             with self.path.open("ab", buffering=0) as file:
                 start = file.tell()
@@ -121,7 +121,7 @@ class ScreeningLog:
                 f"cannot write {self.path}: {error.strerror or error}; the {self.screened} architectures in it are kept. "
                 "Make space, and the same command goes on from there"
             ) from None
-        self._rows[kind, _key(parameters)] = row
+        self._rows[kind, _key(choices)] = row
 
     def _read(self) -> tuple[list[dict[str, Any]], int]:
         """The rows, the first of which says of what screening they are, and the bytes of all whole lines."""
@@ -164,7 +164,7 @@ def _is_row(row: Mapping[str, Any]) -> bool:
 
 
 def _are_numbers(values: Iterable[Any]) -> bool:
-    """Whether they are what :mod:`nni_cssnas.screening` measures: numbers, and None for what is not finite."""
+    """Whether they are what :mod:`nni_cssnas.judge.screening` measures: numbers, and None for what is not finite."""
     return all(value is None or (isinstance(value, int | float) and not isinstance(value, bool)) for value in values)
 
 
@@ -180,5 +180,5 @@ def _difference(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) ->
     return f"{name} is {old} there and {new} here" if len(old) + len(new) < 200 else f"{name} differs"
 
 
-def _key(parameters: Mapping[str, Any]) -> str:
-    return json.dumps(dict(parameters), sort_keys=True)
+def _key(choices: Choices) -> str:
+    return json.dumps(dict(choices), sort_keys=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nni_cssnas.base.device import bears_channels_last, seeded
+from nni_cssnas.base.files import replacing
 from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.errors import ConfigError, DivergenceError, SpaceError
 from nni_cssnas.images.pool import Pool, StreamedImages
 from nni_cssnas.images.views import Views
-from nni_cssnas.scores.device import bears_channels_last, seeded
 from nni_cssnas.scores.losses import PretextInvariantLoss, nt_xent
 
 # lightly is imported where it is used: it takes seconds, which a trial of an untrained score does not have.
@@ -364,15 +364,8 @@ class _State:
             "steps": self.trainer.step_count,
             "generators": [self.generator.get_state(), torch.get_rng_state(), *torch.cuda.get_rng_state_all()],
         }
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with beside.open("wb") as file:
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
-        finally:
-            beside.unlink(missing_ok=True)
+        with replacing(self.path) as temporary:
+            torch.save(content, temporary)
 
     def restore(self, epoch_losses: list[float]) -> float:
         """Fill the losses of the finished epochs in; gives the seconds that they took."""

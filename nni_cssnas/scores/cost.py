@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
 
+from nni_cssnas.base.modules import evaluation_mode
 from nni_cssnas.errors import ConfigError, SpaceError
-from nni_cssnas.modules import evaluation_mode
 
 __all__ = ["latency", "multiply_adds", "num_parameters"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from torch import nn
 
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import GenotypeError, SpaceError
-from nni_cssnas.genotype import Genotype
+from nni_cssnas.genotype import Choices, Genotype
 from nni_cssnas.spaces.backbone import inspect
 from nni_cssnas.spaces.encoding import decode, encode
-from nni_cssnas.spaces.factory import make_space
+from nni_cssnas.spaces.factory import Space, make_space
 from nni_cssnas.spaces.network import CellNetwork
 
 __all__ = ["Architecture", "read_architecture", "set_classifier"]
@@ -23,7 +22,7 @@ __all__ = ["Architecture", "read_architecture", "set_classifier"]
 
 @dataclass(frozen=True)
 class Architecture:
-    """What to build: ``genotype``, or ``parameters`` (the choices as ``sample.json`` has them) of ``space``.
+    """What to build: ``genotype``, or ``choices`` (as ``sample.json`` has them) of ``space``.
 
     Raises
     ------
@@ -33,10 +32,10 @@ class Architecture:
 
     genotype: Genotype | None = None
     space: SpaceConfig | None = None
-    parameters: Mapping[str, Any] | None = None
+    choices: Choices | None = None
 
     def __post_init__(self) -> None:
-        if (self.genotype is None) == (self.space is None) or (self.space is None) != (self.parameters is None):
+        if (self.genotype is None) == (self.space is None) or (self.space is None) != (self.choices is None):
             raise GenotypeError("an architecture is a genotype, or a space with the choices of one sample; give one")
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,7 +43,7 @@ class Architecture:
         if self.genotype is not None:
             return {"genotype": self.genotype.to_dict()}
         assert self.space is not None
-        return {"space": self.space.model_dump(mode="json"), "parameters": dict(self.parameters or {})}
+        return {"space": self.space.model_dump(mode="json"), "parameters": dict(self.choices or {})}
 
     def build(
         self,
@@ -79,9 +78,9 @@ class Architecture:
                 auxiliary=auxiliary,
             )
         assert self.space is not None
-        assert self.parameters is not None
+        assert self.choices is not None
         space = make_space(self.space)
-        model = space.freeze(decode(space, self.parameters))
+        model = space.freeze(decode(space, self.choices))
         return set_classifier(model, num_classes, size, self.space.classifier)
 
 
@@ -150,21 +149,21 @@ def read_architecture(
         what = "a genotype; leave --space and --sample out" if isinstance(data, dict) else type(data).__name__
         raise GenotypeError(f"{path} must hold the choices of one sample as a JSON object, but holds {what}")
     config = space if isinstance(space, SpaceConfig) else SpaceConfig(name=space)
-    return Architecture(space=config, parameters=_parameters(make_space(config), data))
+    return Architecture(space=config, choices=_choices(make_space(config), data))
 
 
-def _parameters(space: Any, data: dict[str, Any]) -> dict[str, Any]:
+def _choices(space: Space, data: dict[str, Any]) -> dict[str, Any]:
     """The choices of a file in a tuner's form, where they may be in that of NNI's samples. Raises SpaceError."""
     try:
         decode(space, data)
         return data
     except SpaceError as error:
         try:
-            parameters = encode(space, data)
-            decode(space, parameters)
+            choices = encode(space, data)
+            decode(space, choices)
         except SpaceError:
             raise error from None  # what is wrong with it in the form that this package writes
-        return parameters
+        return choices
 
 
 def _genotype(text: str) -> Genotype:

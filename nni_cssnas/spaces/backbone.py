@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nni_cssnas.base.modules import evaluation_mode, feature_tensor, pooled
 from nni_cssnas.errors import SpaceError, nearest
-from nni_cssnas.modules import evaluation_mode, feature_tensor, pool
 
 __all__ = ["Backbone", "Stage", "Structure", "inspect"]
 
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
         self.num_features = self.structure.num_features
 
     def forward(self, images: Tensor) -> Tensor:
-        return pool(self.model(images))
+        return pooled(self.model(images))
 
 
 def inspect(model: nn.Module, size: int, classifier: str | None = None) -> Structure:
@@ -128,7 +128,7 @@ def inspect(model: nn.Module, size: int, classifier: str | None = None) -> Struc
             "no stage with feature maps (batch, C, H, W) or tokens (batch, N, C) was found; put the blocks of the "
             "network into a Sequential or ModuleList, or make them children of the network"
         )
-    return Structure(name, pool(tensor).shape[1], stages)
+    return Structure(name, pooled(tensor).shape[1], stages)
 
 
 class _Probe:

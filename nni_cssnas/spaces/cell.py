@@ -14,14 +14,14 @@ Two encodings of a cell (METHOD: both deterministic, a sample names exactly whic
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from nni_cssnas.config import CellSpaceConfig
 from nni_cssnas.errors import GenotypeError, SpaceError, nearest
-from nni_cssnas.genotype import OPERATIONS, Cell, Edge, Genotype
+from nni_cssnas.genotype import OPERATIONS, Cell, Edge, Genotype, Sample
 from nni_cssnas.spaces.network import CellNetwork
 from nni_cssnas.spaces.primitives import ModelSpace, choice, ensure_frozen
 from nni_cssnas.spaces.width import genotype_width
@@ -114,7 +114,7 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
         """Run :attr:`network`: the default architecture, or the sampled one inside NNI's ``model_context``."""
         return self.network(x)
 
-    def freeze(self, sample: Mapping[str, Any]) -> CellNetwork:
+    def freeze(self, sample: Sample) -> CellNetwork:
         """The network of one sample, freshly initialised.
 
         Raises
@@ -124,7 +124,7 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
         """
         return self._build(sample)
 
-    def genotype_of(self, sample: Mapping[str, Any]) -> Genotype:
+    def genotype_of(self, sample: Sample) -> Genotype:
         """The genotype of one sample. Raises SpaceError as :meth:`freeze`."""
         for label, values in self._choices().items():
             if label not in sample:
@@ -171,7 +171,7 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
             raise SpaceError(f"the genotype is not in this space: {error}") from None
         return sample
 
-    def _build(self, sample: Mapping[str, Any]) -> CellNetwork:
+    def _build(self, sample: Sample) -> CellNetwork:
         config = self.config
         genotype = self.genotype_of(sample)
         channels = config.channels
@@ -205,7 +205,7 @@ class CellSpace(ModelSpace):  # type: ignore[misc]
             choices[f"{name}_{state}_second"] = operations
         return choices
 
-    def _cell_of(self, name: str, sample: Mapping[str, Any]) -> Cell:
+    def _cell_of(self, name: str, sample: Sample) -> Cell:
         nodes = []
         for state in range(2, 2 + self.config.num_nodes):
             if self.config.encoding == "edge":

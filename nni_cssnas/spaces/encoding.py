@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,9 +19,10 @@ import numpy as np
 
 from nni_cssnas.base.files import one_line
 from nni_cssnas.errors import InvalidSampleError, SpaceError, nearest
+from nni_cssnas.genotype import Choices, Sample
 from nni_cssnas.spaces.primitives import Categorical, CategoricalMultiple, Constraint, ModelSpace, Numerical
 
-__all__ = ["check_constraints", "decode", "encode", "has_constraints", "random_parameters", "search_space"]
+__all__ = ["check_constraints", "decode", "encode", "has_constraints", "random_choices", "search_space"]
 
 MAX_COMBINATIONS = 128
 """A choice of several with more combinations is searched candidate by candidate."""
@@ -45,10 +46,10 @@ class _Choice:
             raise SpaceError(f"choice {self.label} is {value!r}{nearest(value, map(str, self.values))}")
         return {self.label: self.written[self.values.index(value)]} if len(self.written) > 1 else {}
 
-    def decode(self, parameters: Mapping[str, Any]) -> Any:
+    def decode(self, choices: Choices) -> Any:
         if len(self.written) == 1:
             return self.values[0]
-        found = _take(parameters, self.label)
+        found = _take(choices, self.label)
         if found not in self.written:
             raise SpaceError(f"choice {self.label} is {found!r}{nearest(found, map(str, self.written))}; {REMEDY}")
         return self.values[self.written.index(found)]
@@ -71,8 +72,8 @@ class _Subset:
     def encode(self, value: Sequence[Any]) -> dict[str, Any]:
         return {f"{self.label}/{index}": int(item in value) for index, item in enumerate(self.values)}
 
-    def decode(self, parameters: Mapping[str, Any]) -> list[Any]:
-        bits = [_take(parameters, f"{self.label}/{index}") for index in range(len(self.values))]
+    def decode(self, choices: Choices) -> list[Any]:
+        bits = [_take(choices, f"{self.label}/{index}") for index in range(len(self.values))]
         chosen = [value for value, bit in zip(self.values, bits, strict=True) if bit]
         if self.number is not None and len(chosen) != self.number:
             raise InvalidSampleError(f"choice {self.label} takes {len(chosen)} candidates; it must take {self.number}")
@@ -111,9 +112,9 @@ class _Number:
     def encode(self, value: Any) -> dict[str, Any]:
         return {self.label: value}
 
-    def decode(self, parameters: Mapping[str, Any]) -> Any:
+    def decode(self, choices: Choices) -> Any:
         # A tuner's normal distribution knows no bounds.
-        return self.mutable.qclip(_take(parameters, self.label))
+        return self.mutable.qclip(_take(choices, self.label))
 
     def random(self, rng: np.random.Generator) -> dict[str, Any]:
         state = np.random.RandomState(int(rng.integers(2**32)))
@@ -140,8 +141,8 @@ def search_space(space: ModelSpace) -> dict[str, dict[str, Any]]:
     return json.loads(json.dumps(result))  # type: ignore[no-any-return]
 
 
-def encode(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """A tuner's parameters from a sample of the space (``space.random()``): the inverse of :func:`decode`.
+def encode(space: ModelSpace, sample: Sample) -> dict[str, Any]:
+    """A tuner's choices from a sample of the space (``space.random()``): the inverse of :func:`decode`.
 
     A sample may lack choices that its architecture does not have, as those of blocks beyond its depth, and have others, as
     NNI's own searched architectures do: what ``space.freeze`` takes is taken. Such choices get NNI's default.
@@ -151,19 +152,19 @@ def encode(space: ModelSpace, sample: Mapping[str, Any]) -> dict[str, Any]:
     SpaceError
         If the sample lacks a choice that its architecture needs, or has a value that is not the space's.
     """
-    choices = _flat(space).choices
-    missing = [choice.label for choice in choices if choice.label not in sample]
+    parts = _flat(space).choices
+    missing = [choice.label for choice in parts if choice.label not in sample]
     if missing:
         _check_not_needed(space, sample, missing[0])
     leaves = {str(label): leaf for label, leaf in space.simplify().items()} if missing else {}
-    parameters: dict[str, Any] = {}
-    for choice in choices:
+    choices: dict[str, Any] = {}
+    for choice in parts:
         label = choice.label
-        parameters |= choice.encode(sample[label] if label in sample else leaves[label].default())
-    return json.loads(json.dumps(parameters))  # type: ignore[no-any-return]
+        choices |= choice.encode(sample[label] if label in sample else leaves[label].default())
+    return json.loads(json.dumps(choices))  # type: ignore[no-any-return]
 
 
-def _check_not_needed(space: ModelSpace, sample: Mapping[str, Any], label: str) -> None:
+def _check_not_needed(space: ModelSpace, sample: Sample, label: str) -> None:
     """Raise SpaceError if the architecture of a sample cannot be built without the choices that it lacks."""
     try:
         space.freeze(dict(sample))
@@ -171,8 +172,8 @@ def _check_not_needed(space: ModelSpace, sample: Mapping[str, Any], label: str) 
         raise SpaceError(f"the sample has no choice {label!r}{nearest(label, map(str, sample))}") from error
 
 
-def decode(space: ModelSpace, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample for ``space.freeze`` from a tuner's parameters.
+def decode(space: ModelSpace, choices: Choices) -> dict[str, Any]:
+    """A sample for ``space.freeze`` from a tuner's choices.
 
     Raises
     ------
@@ -182,12 +183,12 @@ def decode(space: ModelSpace, parameters: Mapping[str, Any]) -> dict[str, Any]:
         If a choice is missing or unknown, or a value is not among its candidates; usually the space in
         ``proxy.yml`` was changed and ``search_space.json`` was not.
     """
-    choices = _flat(space).choices
-    known = {label for choice in choices for label in choice.specs()}
-    for label in parameters:
+    parts = _flat(space).choices
+    known = {label for choice in parts for label in choice.specs()}
+    for label in choices:
         if label not in known:
             raise SpaceError(f"the space has no choice {label!r}{nearest(label, known)}; {REMEDY}")
-    sample = {choice.label: choice.decode(parameters) for choice in choices}
+    sample = {choice.label: choice.decode(choices) for choice in parts}
     check_constraints(space, sample)
     return sample
 
@@ -198,7 +199,7 @@ def has_constraints(space: ModelSpace) -> bool:
     return bool(flat.constraints) or any(isinstance(item, _Subset) and item.number is not None for item in flat.choices)
 
 
-def check_constraints(space: ModelSpace, sample: Mapping[str, Any]) -> None:
+def check_constraints(space: ModelSpace, sample: Sample) -> None:
     """Raise InvalidSampleError, with NNI's reason, if a constraint of the space forbids the sample."""
     for label, constraint in _flat(space).constraints.items():
         problem = constraint.check_contains(dict(sample))
@@ -207,26 +208,26 @@ def check_constraints(space: ModelSpace, sample: Mapping[str, Any]) -> None:
             raise InvalidSampleError(f"constraint {label} of space {type(space).__name__} is not met: {reason}")
 
 
-def random_parameters(space: ModelSpace, rng: np.random.Generator) -> dict[str, Any]:
-    """One random value for every choice, all equally likely, in the form of a tuner's parameters.
+def random_choices(space: ModelSpace, rng: np.random.Generator) -> dict[str, Any]:
+    """One random value for every choice, all equally likely, in the form of a tuner's choices.
 
     Raises
     ------
     SpaceError
         If 10,000 draws in a row break a constraint of the space.
     """
-    choices = _flat(space).choices
+    parts = _flat(space).choices
     constrained = has_constraints(space)
     for _ in range(10_000):
-        parameters: dict[str, Any] = {}
-        for choice in choices:
-            parameters |= choice.random(rng)
+        choices: dict[str, Any] = {}
+        for choice in parts:
+            choices |= choice.random(rng)
         if constrained:
             try:
-                decode(space, parameters)
+                decode(space, choices)
             except InvalidSampleError:
                 continue
-        return parameters
+        return choices
     raise SpaceError(f"10,000 random architectures of space {type(space).__name__} broke its constraints; loosen them")
 
 
@@ -276,7 +277,7 @@ def _written(values: Sequence[Any]) -> list[Any]:
     return texts if len(set(texts)) == len(texts) else [f"{index}: {text}" for index, text in enumerate(texts)]
 
 
-def _take(parameters: Mapping[str, Any], label: str) -> Any:
-    if label not in parameters:
-        raise SpaceError(f"choice {label!r} has no value in the parameters; {REMEDY}")
-    return parameters[label]
+def _take(choices: Choices, label: str) -> Any:
+    if label not in choices:
+        raise SpaceError(f"choice {label!r} has no value in the choices; {REMEDY}")
+    return choices[label]

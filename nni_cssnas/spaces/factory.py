@@ -5,14 +5,27 @@ from __future__ import annotations
 import importlib
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from torch import nn
 
 from nni_cssnas.base.files import one_line
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import CssnasError, SpaceError, nearest
+from nni_cssnas.genotype import Sample
 from nni_cssnas.spaces.primitives import ModelSpace
 
-__all__ = ["make_space"]
+__all__ = ["Space", "make_space"]
+
+
+class Space(Protocol):
+    """What of NNI's ``ModelSpace`` is used here; any space that NNI can make is one."""
+
+    def freeze(self, sample: Sample) -> nn.Module:
+        """The network of a sample."""
+
+    def simplify(self) -> dict[str, Any]:
+        """Its choices and constraints, by label."""
 
 
 def make_space(config: SpaceConfig) -> Any:

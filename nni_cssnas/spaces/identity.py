@@ -16,17 +16,27 @@ from types import CodeType
 from typing import Any
 
 from nni_cssnas.spaces.encoding import search_space
+from nni_cssnas.spaces.factory import Space
 
 __all__ = ["own_sources", "space_key"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
-MEASURED_BY = ("genotype.py", "modules.py", "proxy.py", "images", "scores", "spaces")
+MEASURED_BY = (
+    "genotype.py",
+    "measures.py",
+    "base/device.py",
+    "base/modules.py",
+    "judge/proxy.py",
+    "images",
+    "scores",
+    "spaces",
+)
 """The parts of this package on which the numbers of an architecture depend."""
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
-def space_key(space: Any) -> str:
+def space_key(space: Space) -> str:
     """Identifies a model space by its content; the same in every process.
 
     It covers the choices with their candidates, the name and the arguments of the class, and the source of a user's
@@ -57,7 +67,7 @@ def own_sources() -> str:
     paths = []
     for name in MEASURED_BY:
         path = PACKAGE / name
-        paths += sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.is_file() else []
+        paths += sorted(path.rglob("*.py")) if path.is_dir() else [path]
     return _digest(paths)
 
 

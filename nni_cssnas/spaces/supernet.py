@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 
 from nni_cssnas.config import CellSpaceConfig
 from nni_cssnas.errors import GenotypeError, SpaceError, nearest
-from nni_cssnas.genotype import OPERATIONS, Cell, Edge, Genotype
+from nni_cssnas.genotype import OPERATIONS, Cell, Edge, Genotype, Sample
 from nni_cssnas.spaces.operations import FactorizedReduce, ReLUConvBN, make_operation
 from nni_cssnas.spaces.primitives import ModelSpace
 
@@ -69,7 +69,7 @@ class CellSupernet(ModelSpace):  # type: ignore[misc]
             s0, s1 = s1, cell(s0, s1)
         return s1.mean((2, 3))
 
-    def genotype_of(self, sample: Mapping[str, Any]) -> Genotype:
+    def genotype_of(self, sample: Sample) -> Genotype:
         """The genotype of one sample. Raises SpaceError if a choice is missing."""
         cells = {}
         for name in ("normal", "reduce"):
@@ -122,7 +122,7 @@ def _candidate(name: str, C: int, stride: int) -> nn.Module:  # noqa: N803
     return nn.Sequential(operation, nn.BatchNorm2d(C, affine=False)) if "pool" in name else operation
 
 
-def genotype_of_hub(sample: Mapping[str, Any]) -> Genotype:
+def genotype_of_hub(sample: Sample) -> Genotype:
     """The genotype of a sample of NNI's hub space ``DARTS`` (labels ``normal/op_2_0``, ``normal/input_2_0``, ...).
 
     Raises
@@ -157,7 +157,7 @@ def genotype_of_hub(sample: Mapping[str, Any]) -> Genotype:
     return Genotype(**cells)
 
 
-def _take(sample: Mapping[str, Any], label: str) -> Any:
+def _take(sample: Sample, label: str) -> Any:
     if label not in sample:
         raise SpaceError(f"the sample has no choice {label!r}{nearest(label, map(str, sample))}")
     return sample[label]

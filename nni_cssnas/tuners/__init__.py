@@ -1,5 +1,5 @@
 """Tuners, advisors and an assessor for NNI."""
 
-from nni_cssnas import dispatcher
+from nni_cssnas.tuners import dispatcher
 
 dispatcher.prepare()

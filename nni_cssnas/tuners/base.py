@@ -27,9 +27,10 @@ from nni.algorithms.hpo.tpe_tuner import create_liar
 from nni.common.hpo_utils import OptimizeMode, deformat_parameters, format_parameters
 from nni.tuner import Tuner
 
+from nni_cssnas.base.paths import make_importable
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
-from nni_cssnas.dispatcher import trial_code_directory
 from nni_cssnas.errors import ConfigError, nearest
+from nni_cssnas.tuners.dispatcher import trial_code_directory
 from nni_cssnas.tuners.failures import Failures
 from nni_cssnas.tuners.journal import Entry, Journal
 from nni_cssnas.tuners.space import Mutation, Params, format_space
@@ -338,7 +339,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             return None
         try:
             if self._feasibility is None:
-                from nni_cssnas.screening import Feasibility  # torch: only for who asks for it
+                from nni_cssnas.judge.feasibility import Feasibility  # torch: only for who asks for it
 
                 assert self._constraints_proxy is not None
                 self._feasibility = Feasibility(self._constraints, self._constraints_proxy)
@@ -380,7 +381,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         """What screening compares; the worst if it fails, so that the search goes on."""
         try:
             if self._screener is None:
-                from nni_cssnas.screening import Screener  # torch: only for who screens
+                from nni_cssnas.judge.screening import Screener  # torch: only for who screens
 
                 assert self._screen_proxy is not None
                 self._screener = Screener(self._screen_proxy.model_copy(update={"score": "untrained"}))
@@ -468,8 +469,7 @@ def _load_proxy(section: ScreenConfig | ConstraintsConfig | None, setting: str) 
         path = folder / section.proxy
         if path.is_file():
             # A space of the user's own lies beside its experiment.
-            if str(path.parent.resolve()) not in sys.path:
-                sys.path.append(str(path.parent.resolve()))
+            make_importable(path.parent, first=False)
             return ProxyConfig.load(path)
     raise ProxyNotFoundError(
         f"{setting}: proxy is {str(section.proxy)!r}, which is neither in {Path.cwd()} nor in codeDirectory "

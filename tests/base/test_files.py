@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 import pytest
 
-from nni_cssnas.base.files import read_mapping
+from nni_cssnas.base.files import read_mapping, replacing, write_atomically
 from nni_cssnas.errors import ConfigError
 
 
@@ -46,3 +48,37 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_mapping(tmp_path / "nowhere.yml")
     with pytest.raises(ConfigError, match=r"cannot read .*: Is a directory"):
         read_mapping(tmp_path)
+
+
+def test_a_file_is_replaced_at_once_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_atomically(path, "Käse")
+    assert path.read_bytes() == "Käse".encode()
+    write_atomically(path, b"\x00\x01", mode=0o600)
+    assert path.read_bytes() == b"\x00\x01"
+    assert path.stat().st_mode & 0o777 == 0o600
+    with contextlib.suppress(RuntimeError), replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        assert path.read_bytes() == b"\x00\x01"
+        raise RuntimeError
+    assert path.read_bytes() == b"\x00\x01"
+    with pytest.raises(FileNotFoundError), replacing(path):
+        pass  # nothing was written
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_own_file_is_never_readable_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = []
+    real = Path.write_bytes
+
+    def write(self: Path, content: bytes) -> int:
+        modes.append(self.stat().st_mode & 0o777)
+        return real(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    before = os.umask(0)
+    try:
+        write_atomically(tmp_path / "secret", "x", mode=0o600)
+    finally:
+        os.umask(before)
+    assert modes == [0o600]

@@ -53,7 +53,7 @@ class Fake:
 def test_screening_without_scores_is_no_speed(
     monkeypatch: pytest.MonkeyPatch, components: dict[str, float], number: int, message: str | None
 ) -> None:
-    from nni_cssnas.screening import Screened
+    from nni_cssnas.judge.screening import Screened
 
     monkeypatch.setattr(speed, "explore", lambda *args, **kwargs: iter([Screened({}, -1.0, components)] * 3))
     found: Any = Fake()

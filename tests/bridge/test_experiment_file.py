@@ -15,6 +15,7 @@ from nni_cssnas.bridge import experiment_file
 from nni_cssnas.bridge.experiment_file import check_experiment, count_gpus
 from nni_cssnas.cli import experiments, watching
 from nni_cssnas.errors import ConfigError
+from nni_cssnas.judge.proxy import Proxy
 
 GOOD: dict[str, Any] = {
     "searchSpaceFile": "search_space.json",
@@ -402,7 +403,8 @@ def test_images_and_device_of_other_machines_are_not_looked_at_here(
     check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[Any] = []
-    monkeypatch.setattr(experiments, "_rehearse", lambda *given: looked.append(given))
+    monkeypatch.setattr(Proxy, "rehearse", lambda self, tell, references: looked.append(references))
+    monkeypatch.setattr(Proxy, "images", [])
     monkeypatch.setattr(watching, "follow", lambda start, **settings: None)
     machine = {"host": "192.0.2.1", "user": "somebody", "password": "x"}
     for service, expected in (({"platform": "remote", "machineList": [machine]}, 0), ({"platform": "local"}, 1)):

@@ -27,10 +27,22 @@ from nni_cssnas.config import ProxyConfig
 from nni_cssnas.genotype import Genotype
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("experiments/*/README.md")), *sorted(ROOT.glob("docs/**/*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(ROOT.glob("experiments/*/README.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
+]
+REPOSITORY = re.compile(
+    r"https://(?:github\.com/nni-cssnas/nni-cssnas/(?:blob|tree)|raw\.githubusercontent\.com/nni-cssnas/nni-cssnas)/main/"
+)
+"""Before the path of a file of this project, in a link that works from anywhere."""
 
 USERS = ("photos", "labelled", "data.npz", "/path/to", "nas-bench-macro_cifar10.json")
 """Files and folders that are the reader's own in the documents."""
+
+EXPERIMENT = ("my-search/experiment.yml", "my-search/proxy.yml", "my-search/images")
+"""What docs/how-to/own-images.md makes, which the other pages go on with."""
 
 OUTPUTS = ("-o", "--output", "--out", "--pictures")
 
@@ -101,7 +113,10 @@ def check_as_experiment(settings: Mapping[str, Any], folder: Path) -> None:
 
 
 @of("yaml")
-def test_yaml_is_accepted(block: Block, tmp_path: Path) -> None:
+def test_yaml_is_accepted(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "id_ed25519").write_text("the reader's own")
     settings = yaml.safe_load(block.text)
     if set(settings) <= set(ProxyConfig.model_fields) | {"preset"}:
         (tmp_path / "proxy.yml").write_text(block.text)
@@ -161,6 +176,19 @@ def my_space() -> type[Any]:
     return MySpace
 
 
+RESULTS = {
+    "screen": "nni_cssnas.search.result:SearchResult",
+    "run": "nni_cssnas.search.result:SearchResult",
+    "best": "nni_cssnas.search.result:SearchResult",
+    "retrain": "nni_cssnas.training.run:RetrainResult",
+    "compare": "nni_cssnas.verbs:CompareResult",
+    "probe": "nni_cssnas.verbs:ProbeResults",
+    "export": "nni_cssnas.verbs:ExportResult",
+    "report": "builtins:list",
+}
+"""The verbs, and what each gives. The documents call them on the reader's own images, with hours of work: here their
+arguments are held against their signatures, and what is asked of a result against its class. The notebook runs them."""
+
 STARTS = ("run", "resume", "stop", "export_top_models")
 """What starts or asks a real experiment; other tests do. Here the arguments are held against the signature."""
 
@@ -184,14 +212,53 @@ def bind(statement: ast.stmt, names: Mapping[str, Any]) -> int:
     return bound
 
 
+def verb_of(statement: ast.stmt) -> str | None:
+    """The verb of ``nni_cssnas`` that a statement calls."""
+    for node in ast.walk(statement):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "nni_cssnas"
+            and node.attr in RESULTS
+        ):
+            return node.attr
+    return None
+
+
+def given(statement: ast.stmt, results: dict[str, type[Any]]) -> bool:
+    """Whether a statement calls a verb, or asks something of a verb's result; both are checked, and neither is run."""
+    used = [
+        node
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in results
+    ]
+    for node in used:
+        assert isinstance(node.value, ast.Name)
+        kind = results[node.value.id]
+        known = {*dir(kind), *getattr(kind, "__dataclass_fields__", ())}
+        assert node.attr in known, f"{kind.__name__} has no {node.attr}"
+    verb = verb_of(statement)
+    if verb is not None:
+        import nni_cssnas
+
+        assert bind(statement, {"nni_cssnas": nni_cssnas}) == 1, ast.unparse(statement)
+        if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+            module, _, name = RESULTS[verb].partition(":")
+            results[statement.targets[0].id] = getattr(importlib.import_module(module), name)
+    return bool(used) or verb is not None
+
+
 @of("python")
 def test_python_runs(block: Block, workplace: Path) -> None:
+    results: dict[str, type[Any]] = {}
     names: dict[str, Any] = {"__name__": "__main__", "MySpace": my_space()}
     body: list[ast.stmt] = []
     for statement in ast.parse(block.text).body:
         guarded = isinstance(statement, ast.If) and "__main__" in ast.unparse(statement.test)
         body += statement.body if guarded and isinstance(statement, ast.If) else [statement]
     for statement in body:
+        if given(statement, results):
+            continue
         if starts(statement):
             assert bind(statement, names) > 0, ast.unparse(statement)
         else:
@@ -211,9 +278,25 @@ def test_a_wrong_argument_of_a_started_experiment_is_found() -> None:
         bind(statement, {"experiment": Experiment()})
 
 
+def test_a_wrong_argument_of_a_verb_and_a_wrong_name_of_its_result_are_found() -> None:
+    results: dict[str, type[Any]] = {}
+    right, wrong, asked, unknown = ast.parse(
+        "found = nni_cssnas.screen('photos', num=3)\n"
+        "nni_cssnas.screen('photos', nmu=3)\n"
+        "found.best.score\n"
+        "print(found.bets)"
+    ).body
+    assert given(right, results)
+    assert given(asked, results)
+    with pytest.raises(TypeError):
+        given(wrong, results)
+    with pytest.raises(AssertionError, match="SearchResult has no bets"):
+        given(unknown, results)
+
+
 # ---- shell --------------------------------------------------------------------------------------------
 
-COMMANDS = ("nni-cssnas", "nnictl", "python", "pip", "make", "cp", "ln", "git", "cd")
+COMMANDS = ("nni-cssnas", "nnictl", "python", "pip", "make", "cp", "ln", "git", "cd", "mkdocs", "pre-commit", "ssh")
 RECORD = "#!{bash}\nprintf '%s\\x1f' \"${{0##*/}}\" \"$@\" >> {log}\nprintf '\\x1e' >> {log}\n"
 
 
@@ -279,7 +362,7 @@ def check_nnictl(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check_python(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if words[0] == "-m":
-        assert words[1] in ("venv", "pip", "nni_cssnas"), f"python -m {words[1]}"
+        assert words[1] in ("venv", "pip", "pytest", "nni_cssnas", "nni_cssnas.trial"), f"python -m {words[1]}"
         return
     script = ROOT / words[0]
     assert script.is_file(), f"there is no {words[0]}"
@@ -291,8 +374,8 @@ def check_python(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def check_pip(words: Sequence[str]) -> None:
     assert words[0] == "install"
     extras = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
-    for named in re.findall(r"\[([\w,]+)\]", " ".join(words)):
-        for extra in named.split(","):
+    for listed in re.findall(r"\[([\w,]+)\]", " ".join(words)):
+        for extra in listed.split(","):
             assert re.search(rf"^{extra} = ", extras, re.MULTILINE), f"there is no extra {extra}"
 
 
@@ -346,7 +429,7 @@ def test_shell_lines_are_accepted(document: Path, workplace: Path, monkeypatch: 
             for name in named(words):
                 if name in written(words):
                     continue
-                known = (*USERS, *made)
+                known = (*USERS, *EXPERIMENT, *made)
                 there = (ROOT / name).exists() or any(name == one or name.startswith(f"{one}/") for one in known)
                 assert there, f"{block}: {name} is neither in the project nor made by an earlier line"
             made += written(words)
@@ -385,10 +468,11 @@ def anchors(document: Path) -> set[str]:
 def test_links_and_paths_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if re.match(r"https?:|mailto:", target):
+        own = REPOSITORY.match(target)
+        if re.match(r"https?:|mailto:", target) and not own:
             continue
-        path, _, anchor = target.partition("#")
-        leads_to = (document.parent / path) if path else document
+        path, _, anchor = target.removeprefix(own[0] if own else "").partition("#")
+        leads_to = (ROOT if own else document.parent) / path if path else document
         assert leads_to.exists(), f"the link to {target}"
         assert not anchor or anchor in anchors(leads_to), f"the link to {target}"
     for name in re.findall(r"`((?:experiments|tests|docs|nni_cssnas)/[\w./*-]+)`", text):

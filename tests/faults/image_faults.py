@@ -19,15 +19,15 @@ from counting import Campaign, check, file_limit, listening
 from numpy.typing import NDArray
 from PIL import Image
 
+from nni_cssnas.bridge.evaluator import ProxyEvaluator
 from nni_cssnas.config import ImagesConfig, ProxyConfig
 from nni_cssnas.errors import ImagesError
-from nni_cssnas.evaluator import ProxyEvaluator
 from nni_cssnas.images.cache import resident
 from nni_cssnas.images.pool import StreamedImages
 from nni_cssnas.images.sources import load_images
 from nni_cssnas.results.records import read_records
 from nni_cssnas.scores.combine import ReferenceSet
-from nni_cssnas.spaces import make_space, random_parameters
+from nni_cssnas.spaces import make_space, random_choices
 
 NOISE = [
     b"",
@@ -230,7 +230,7 @@ def fill_disk_of_cache(rng: random.Random, folder: Path) -> str:
 
 def damage_references(rng: random.Random, folder: Path) -> str:
     """The file of the reference architectures' scores is torn, or any bit of it changed: said, and scored again."""
-    from nni_cssnas.proxy import Proxy, References
+    from nni_cssnas.judge.proxy import Proxy, References
 
     scores = {name: tuple(rng.gauss(0, 1) for _ in range(8)) for name in ("jacov", "swap")}
     right = ReferenceSet(scores, {"jacov": 0.5}, "key")
@@ -293,9 +293,9 @@ def change_images(rng: random.Random, folder: Path) -> str:
         )
         return f"resident, {kind}"
     # In the middle of the decoding.
-    from nni_cssnas.images import decode
+    from nni_cssnas.images import read
 
-    real, done = decode.load, []
+    real, done = read.load, []
 
     def slow(*arguments: Any) -> NDArray[np.uint8]:
         if not done:
@@ -303,7 +303,7 @@ def change_images(rng: random.Random, folder: Path) -> str:
             harm()
         return real(*arguments)
 
-    with mock.patch.object(decode, "load", slow), listening(expect=ImagesError) as heard:
+    with mock.patch.object(read, "load", slow), listening(expect=ImagesError) as heard:
         found = load(folder)
         # Another thread may have been done with that picture before.
         check(np.array_equal(found.numpy(), np.stack(list(good.values()))), "wrong", f"{kind}: a mixture")
@@ -324,7 +324,7 @@ TRIAL: dict[str, Any] = {
 @cache
 def candidate() -> tuple[Any, dict[str, Any]]:
     space = make_space(ProxyConfig(**TRIAL).space)
-    return space, random_parameters(space, np.random.default_rng(0))
+    return space, random_choices(space, np.random.default_rng(0))
 
 
 def evaluate(folder: Path, settings: dict[str, Any], name: str) -> float:
@@ -367,16 +367,16 @@ def change_under_a_trial(rng: random.Random, folder: Path) -> str:
             evaluate(folder, settings, "third")
         heard.names("are not those", str(photos))
     else:
-        from nni_cssnas import evaluator
+        from nni_cssnas.bridge import evaluator
 
-        real = evaluator._Journal.note
+        real = evaluator._RecordWriter.note
 
         def note(self: Any, **values: Any) -> None:
             real(self, **values)
             if "epoch_losses" in values:
                 harm()
 
-        with mock.patch.object(evaluator._Journal, "note", note), listening(expect=ImagesError) as heard:
+        with mock.patch.object(evaluator._RecordWriter, "note", note), listening(expect=ImagesError) as heard:
             evaluate(folder, settings, "third")
         heard.names(str(photos), "is gone" if gone else "was changed")
     record = next(record for record in read_records(folder) if record.status == "failed")

@@ -27,9 +27,9 @@ import yaml
 from counting import PATIENCE, Campaign, FindingError, Heard, NotInjectedError, check
 from stub import Stub, Verdict, key_of, wait
 
-from nni_cssnas import launch
+from nni_cssnas.bridge import launch
+from nni_cssnas.bridge.pairing import OwnParametersChannel
 from nni_cssnas.errors import ExperimentError
-from nni_cssnas.pairing import OwnParametersChannel
 from nni_cssnas.results.screening_log import LOG_NAME
 
 TRANSIT = 5.0
@@ -258,7 +258,7 @@ class Harmed:
         """The manager's answers come late, in drops, broken off or as errors: right, or one line."""
         mode = rng.choice(["late", "drops", "reset first", "error first", "broken off", "garbage", "silent"])
         with proxy(self.stub.experiment.port, mode) as port:
-            seen = launch.Experiment(self.stub.experiment.id, port)
+            seen = launch.RunningExperiment(self.stub.experiment.id, port)
             if rng.random() < 0.5:
                 return f"{mode}: {self._ask_parameters(seen, mode)}"
             before = self.stub.experiment.progress()
@@ -277,7 +277,7 @@ class Harmed:
             )
         return mode
 
-    def _ask_parameters(self, seen: launch.Experiment, mode: str) -> str:
+    def _ask_parameters(self, seen: launch.RunningExperiment, mode: str) -> str:
         """As a trial asks for its own."""
         record = next(record for record in self.stub.records() if record.finished)
         url = f"{seen.portal}/env/environment/{record.trial}"
@@ -556,7 +556,7 @@ def _workers(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def _end_of_screening(process: subprocess.Popen[str], log: Path, total: int) -> str:
     from nni_cssnas.config import ProxyConfig
-    from nni_cssnas.screening import Screener
+    from nni_cssnas.judge.screening import Screener
 
     try:
         _, errors = process.communicate(timeout=4 * PATIENCE)

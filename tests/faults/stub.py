@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import yaml
 
-from nni_cssnas import launch
+from nni_cssnas.bridge import launch
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.results.best import rank
 from nni_cssnas.results.records import TrialRecord, read_records
@@ -29,7 +29,7 @@ import json, os, sys, time
 from pathlib import Path
 
 import nni
-from nni_cssnas import pairing
+from nni_cssnas.bridge import pairing
 from nni_cssnas.results.records import TrialRecord
 
 sys.path.append(sys.argv[1])
@@ -39,7 +39,7 @@ pairing.install()
 parameters = nni.get_next_parameter()
 folder = Path(os.environ["NNI_OUTPUT_DIR"])
 before = TrialRecord.finished_before(folder, parameters, {})
-if before is not None:  # as nni_cssnas.evaluator does
+if before is not None:  # as nni_cssnas.bridge.evaluator does
     nni.report_final_result({"default": before.score})
     sys.exit()
 record = TrialRecord(
@@ -103,7 +103,7 @@ class Verdict:
 class Stub:
     """A running experiment of stub trials, with the processes that can be harmed."""
 
-    def __init__(self, experiment: launch.Experiment, folder: Path, code: Path) -> None:
+    def __init__(self, experiment: launch.RunningExperiment, folder: Path, code: Path) -> None:
         self.experiment = experiment
         self.folder = folder
         self.code = code

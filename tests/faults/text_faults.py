@@ -333,7 +333,7 @@ def write_log(rng: random.Random, path: Path, number: int) -> dict[str, tuple[st
 
 def damage_screening_log(rng: random.Random, folder: Path) -> str:
     """Lines are torn, blanked or mistyped: they cost only themselves, and are named; what is whole is recalled."""
-    from nni_cssnas import screening
+    from nni_cssnas.judge import screening
 
     path = folder / LOG_NAME
     rows = write_log(rng, path, rng.randint(3, 10))
@@ -381,7 +381,7 @@ def damage_screening_log(rng: random.Random, folder: Path) -> str:
 
 
 def _measure_again(kind: str, item: dict[str, Any]) -> Callable[[], Any]:
-    from nni_cssnas.screening import Screened
+    from nni_cssnas.judge.screening import Screened
 
     score = score_of(item)
     return lambda: {"continuity": score} if kind == "finalist" else Screened(item, score, {"params": 1.0})

@@ -23,11 +23,11 @@ from stub import wait
 
 from nni_cssnas.errors import CheckpointError, ConfigError, CssnasError
 from nni_cssnas.images.labelled import LabelledImages, load_labelled
-from nni_cssnas.retrain.config import RetrainConfig
-from nni_cssnas.retrain.records import newest_checkpoint
-from nni_cssnas.retrain.run import RetrainResult, retrain
-from nni_cssnas.retrain.weights import Weights
 from nni_cssnas.spaces.architecture import read_architecture
+from nni_cssnas.training.config import RetrainConfig
+from nni_cssnas.training.epochs import newest_checkpoint
+from nni_cssnas.training.run import RetrainResult, retrain
+from nni_cssnas.training.weights import Weights
 
 DARTS = read_architecture("DARTS_V2")
 EPOCHS = 8

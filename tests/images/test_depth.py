@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from nni_cssnas.config import ImagesConfig
-from nni_cssnas.images import decode, depth
+from nni_cssnas.images import depth, read
 from nni_cssnas.images.depth import common_depth
 from nni_cssnas.images.pool import StreamedImages, fingerprint
 from nni_cssnas.images.sources import load_images
@@ -88,7 +88,7 @@ def test_it_is_said_once_and_remembered(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.warns(UserWarning, match="scaled from 12 bits") as caught:
         first = load(tmp_path / "a", tmp_path, resident_gb=0)
     assert len(caught) == 1
-    monkeypatch.setattr(decode, "needed_bits", lambda path: pytest.fail("looked at again"))
+    monkeypatch.setattr(read, "needed_bits", lambda path: pytest.fail("looked at again"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         second = load(tmp_path / "a", tmp_path, resident_gb=0)
@@ -129,8 +129,8 @@ def test_nothing_more_is_decoded_once_all_16_bits_are_needed(tmp_path: Path, mon
     monkeypatch.setattr(depth, "BLOCK", 2)
     write(tmp_path / "a", 16, count=8)
     seen = []
-    original = decode.needed_bits
-    monkeypatch.setattr(decode, "needed_bits", lambda path: seen.append(path) or original(path))
+    original = read.needed_bits
+    monkeypatch.setattr(read, "needed_bits", lambda path: seen.append(path) or original(path))
     assert common_depth(tmp_path / "a", [f"{n}.png" for n in range(8)], cache_dir=tmp_path / "cache") == 16
     assert len(seen) == 2
 
@@ -139,19 +139,19 @@ def test_the_alpha_channel_does_not_count(tmp_path: Path) -> None:
     samples = np.full((16, 16, 4), 65535, dtype=np.uint16)
     samples[..., :3] = 2000
     (tmp_path / "a.png").write_bytes(png16(samples))
-    assert decode.needed_bits(tmp_path / "a.png") in (11, 12)
-    assert (decode.load(tmp_path / "a.png", 16, bits=12) == round(2000 / 4095 * 255)).all()
+    assert read.needed_bits(tmp_path / "a.png") in (11, 12)
+    assert (read.load(tmp_path / "a.png", 16, bits=12) == round(2000 / 4095 * 255)).all()
 
 
 def test_formats_that_say_their_depth_are_scaled_by_pillow(tmp_path: Path) -> None:
     (tmp_path / "a.pgm").write_bytes(b"P5 4 4 4095\n" + np.full(16, 2048, ">u2").tobytes())
-    assert decode.needed_bits(tmp_path / "a.pgm") == 0
-    assert (decode.load(tmp_path / "a.pgm", 8, bits=12) == 128).all()
+    assert read.needed_bits(tmp_path / "a.pgm") == 0
+    assert (read.load(tmp_path / "a.pgm", 8, bits=12) == 128).all()
     # One that declares 16 is as a PNG.
     (tmp_path / "b.pgm").write_bytes(b"P5 4 4 65535\n" + np.full(16, 2048, ">u2").tobytes())
-    assert decode.can_be_deep("b.pgm")
-    assert decode.needed_bits(tmp_path / "b.pgm") == 12
-    assert (decode.load(tmp_path / "b.pgm", 8, bits=12) == 128).all()
+    assert read.can_be_deep("b.pgm")
+    assert read.needed_bits(tmp_path / "b.pgm") == 12
+    assert (read.load(tmp_path / "b.pgm", 8, bits=12) == 128).all()
 
 
 def test_a_damaged_memory_is_replaced(tmp_path: Path) -> None:
@@ -171,12 +171,12 @@ def test_large_pictures_are_made_small_before_they_take_memory(
     picture = Image.new(mode, (640, 480))
     picture.paste(255 if mode != "RGB" else (255, 255, 255), (0, 240, 640, 480))
     picture.save(tmp_path / "a.png")
-    exact = decode.load(tmp_path / "a.png", 16)
-    monkeypatch.setattr(decode, "LARGE", 1000)
+    exact = read.load(tmp_path / "a.png", 16)
+    monkeypatch.setattr(read, "LARGE", 1000)
     biggest = []
-    original = decode.to_rgb
-    monkeypatch.setattr(decode, "to_rgb", lambda image, *rest: biggest.append(image.size) or original(image, *rest))
-    assert np.abs(decode.load(tmp_path / "a.png", 16).astype(int) - exact).max() <= 4
+    original = read.to_rgb
+    monkeypatch.setattr(read, "to_rgb", lambda image, *rest: biggest.append(image.size) or original(image, *rest))
+    assert np.abs(read.load(tmp_path / "a.png", 16).astype(int) - exact).max() <= 4
     assert max(biggest[0]) < 100
 
 
@@ -188,17 +188,17 @@ def test_large_pictures_in_four_threads_take_the_memory_of_one(tmp_path: Path) -
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from nni_cssnas.images import decode
+from nni_cssnas.images import read
 
 def status(name):
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
     return int(line.split()[1]) // 1024
 
 files, threads = sorted(Path(sys.argv[1]).glob("*.png")), int(sys.argv[2])
-decode.formats()
+read.formats()
 before = status("VmRSS")
 with ThreadPoolExecutor(threads) as pool:
-    assert all(image.max() == image.min() for image in pool.map(lambda path: decode.load(path, 32), files))
+    assert all(image.max() == image.min() for image in pool.map(lambda path: read.load(path, 32), files))
 print(status("VmHWM") - before)
 """
     one, four = (

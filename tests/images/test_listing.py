@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image, features
 
-from nni_cssnas.images import decode, listing
+from nni_cssnas.images import listing, read
 from nni_cssnas.images.listing import image_files, is_hidden
 
 
@@ -84,7 +84,7 @@ def test_only_files_are_opened(tmp_path: Path) -> None:
     (tmp_path / "self.png").symlink_to("self.png")
     found = image_files(tmp_path)
     # Where Pillow reads .heic (pillow-heif is installed), its ending alone makes it an image.
-    heif = decode.HEIF_ENDINGS[0] in decode.endings()
+    heif = read.HEIF_ENDINGS[0] in read.endings()
     assert found.special == (("pipe.heic", "pipe.png") if heif else ("pipe.png",))
     # They are named with all other files that cannot be read.
     assert found.names == ("a.png", "dangling.png", "self.png")
@@ -92,7 +92,7 @@ def test_only_files_are_opened(tmp_path: Path) -> None:
 
 
 def test_what_is_passed_over_is_counted_by_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_heif = frozenset(decode.endings()) - {*decode.HEIF_ENDINGS}
+    without_heif = frozenset(read.endings()) - {*read.HEIF_ENDINGS}
     monkeypatch.setattr(listing, "_endings", lambda: without_heif)
     touch(tmp_path, "a.jpg", "b.heic", "c.HEIC", "LICENSE", *(f"{n}.xyz" for n in range(3)))
     Image.new("RGB", (8, 8)).save(tmp_path / "real.HEIC", format="JPEG")
@@ -102,7 +102,7 @@ def test_what_is_passed_over_is_counted_by_ending(tmp_path: Path, monkeypatch: p
     assert found.passed_over() == (
         "6 files of other kinds: 3 .xyz, 2 .heic, 1 without ending (to read .heic: pip install pillow-heif)"
     )
-    assert decode.load(tmp_path / "real.HEIC", 8).shape == (3, 8, 8)
+    assert read.load(tmp_path / "real.HEIC", 8).shape == (3, 8, 8)
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,17 +124,17 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
 def test_what_this_pillow_reads_counts(ending: str, tmp_path: Path) -> None:
     built_in = {".avif": "avif", ".jp2": "jpg_2000", ".webp": "webp"}
     readable = ending not in built_in or bool(features.check(built_in[ending]))
-    assert (ending in decode.endings()) == readable
+    assert (ending in read.endings()) == readable
     if readable:
         Image.new("L" if ending == ".pgm" else "RGB", (16, 16), 100 if ending == ".pgm" else (100,) * 3).save(
             tmp_path / f"a{ending}"
         )
-        assert abs(decode.load(tmp_path / f"a{ending}", 8).astype(int) - 100).max() <= 2
+        assert abs(read.load(tmp_path / f"a{ending}", 8).astype(int) - 100).max() <= 2
 
 
 def test_what_is_no_picture_does_not_count() -> None:
-    assert not {".eps", ".ps", ".h5", ".hdf", ".grib", ".mpg", ".mpeg", ".wmf", ".emf", ".pdf"} & set(decode.endings())
-    assert "EPS" not in decode.formats()
+    assert not {".eps", ".ps", ".h5", ".hdf", ".grib", ".mpg", ".mpeg", ".wmf", ".emf", ".pdf"} & set(read.endings())
+    assert "EPS" not in read.formats()
 
 
 def test_pillow_heif_is_used_if_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,10 +151,10 @@ def test_pillow_heif_is_used_if_it_is_there(tmp_path: Path, monkeypatch: pytest.
     # Pillow's registries and what was found in them are put back afterwards.
     for name in ("OPEN", "EXTENSION", "ID"):
         monkeypatch.setattr(Image, name, getattr(Image, name).copy())
-    for module, name in ((decode, "formats"), (decode, "endings"), (listing, "_endings")):
+    for module, name in ((read, "formats"), (read, "endings"), (listing, "_endings")):
         monkeypatch.setattr(module, name, getattr(module, name).__wrapped__)
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "photos" / "a.heic", format="PNG")
-    assert "HEIF" in decode.formats()
+    assert "HEIF" in read.formats()
     assert image_files(tmp_path / "photos").names == ("a.heic",)
-    assert (decode.load(tmp_path / "photos" / "a.heic", 8) == 9).all()
+    assert (read.load(tmp_path / "photos" / "a.heic", 8) == 9).all()

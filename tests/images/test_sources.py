@@ -19,7 +19,7 @@ from PIL import Image
 
 from nni_cssnas.config import ImagesConfig
 from nni_cssnas.errors import CssnasError, ImagesError
-from nni_cssnas.images import decode, sources, tiles
+from nni_cssnas.images import read, sources, tiles
 from nni_cssnas.images.sources import load_images
 
 
@@ -231,13 +231,13 @@ def test_gray_and_16_bit(folder):
 
 def test_32_bit_integers_and_floats():
     values = np.array([[0, 65535], [257, 1000]], dtype=np.int32)
-    assert np.asarray(decode.to_rgb(Image.fromarray(values)))[..., 0].tolist() == [[0, 255], [1, 4]]
+    assert np.asarray(read.to_rgb(Image.fromarray(values)))[..., 0].tolist() == [[0, 255], [1, 4]]
     values = np.array([[-10, 0], [90, 190]], dtype=np.int32)
-    assert np.asarray(decode.to_rgb(Image.fromarray(values)))[..., 1].tolist() == [[0, 13], [128, 255]]
+    assert np.asarray(read.to_rgb(Image.fromarray(values)))[..., 1].tolist() == [[0, 13], [128, 255]]
     floats = np.array([[0, 1], [0.5, np.nan]], dtype=np.float32)
-    assert np.asarray(decode.to_rgb(Image.fromarray(floats)))[..., 2].tolist() == [[0, 255], [128, 0]]
+    assert np.asarray(read.to_rgb(Image.fromarray(floats)))[..., 2].tolist() == [[0, 255], [128, 0]]
     floats = np.array([[0, 255], [100, 7]], dtype=np.float32)
-    assert np.asarray(decode.to_rgb(Image.fromarray(floats)))[..., 2].tolist() == [[0, 255], [100, 7]]
+    assert np.asarray(read.to_rgb(Image.fromarray(floats)))[..., 2].tolist() == [[0, 255], [100, 7]]
 
 
 def test_transparency_is_composited_on_white(folder):
@@ -269,7 +269,7 @@ def test_other_modes(mode):
     else:
         picture = Image.new("P" if mode == "PA" else mode, (8, 8))
         picture = picture.convert("PA") if mode == "PA" else picture
-    assert decode.to_rgb(picture).mode == "RGB"
+    assert read.to_rgb(picture).mode == "RGB"
 
 
 def test_exif_rotation(folder):
@@ -469,8 +469,8 @@ def test_subsets(numbered, tmp_path, kind):
 
 def test_only_the_drawn_files_are_decoded(numbered, monkeypatch):
     decoded = []
-    original = decode.load
-    monkeypatch.setattr(decode, "load", lambda path, *rest: decoded.append(path) or original(path, *rest))
+    original = read.load
+    monkeypatch.setattr(read, "load", lambda path, *rest: decoded.append(path) or original(path, *rest))
     load(numbered, num_images=7)
     assert len(decoded) == 7
 
@@ -535,7 +535,7 @@ def test_hidden_copies_loops_and_pipes_do_not_count(numbered):
 
 def test_decoded_once(numbered, monkeypatch):
     images = load(numbered)
-    monkeypatch.setattr(decode, "load", lambda *rest: pytest.fail("decoded again"))
+    monkeypatch.setattr(read, "load", lambda *rest: pytest.fail("decoded again"))
     assert torch.equal(load(numbered), images)
     # Without a subset the seed makes no second copy.
     assert torch.equal(load(numbered, seed=5), images)
@@ -557,7 +557,7 @@ def test_a_changed_folder_is_noticed(numbered):
 
 @pytest.mark.parametrize("change", ["gone", "changed", "replaced"])
 def test_a_file_that_changes_while_the_folder_is_decoded_is_said(numbered, monkeypatch, change):
-    real, calls = decode.load, []
+    real, calls = read.load, []
 
     def late(path, *rest):
         calls.append(path)
@@ -569,7 +569,7 @@ def test_a_file_that_changes_while_the_folder_is_decoded_is_said(numbered, monke
         return real(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(decode, "load", late)
+        patch.setattr(read, "load", late)
         with pytest.raises(ImagesError, match=r"07\.png (is gone|was changed) while the images are in use"):
             load(numbered)
     assert calls

@@ -15,8 +15,9 @@ from torchvision.transforms.v2 import functional as tvf
 
 from nni_cssnas.config import ViewsConfig
 from nni_cssnas.errors import ConfigError, CssnasError, DeviceError, ImagesError
-from nni_cssnas.images import tiles, views
-from nni_cssnas.images.views import BatchedViews, LightlyViews, ViewParameters, make_views
+from nni_cssnas.images import operations, tiles, views
+from nni_cssnas.images.operations import ViewParameters
+from nni_cssnas.images.views import BatchedViews, LightlyViews, make_views
 
 MEAN = torch.tensor(views.MEAN).view(3, 1, 1)
 STD = torch.tensor(views.STD).view(3, 1, 1)
@@ -34,7 +35,8 @@ def photographs() -> torch.Tensor:
 def path(request, monkeypatch) -> str:
     """Both ways through the code: that of CPUs, and that of accelerators (run here on the CPU)."""
     if request.param == "unsorted":
-        monkeypatch.setattr(views, "_sorts", lambda device: False)
+        for module in (views, operations):
+            monkeypatch.setattr(module, "sorts_operations", lambda device: False)
     return request.param
 
 
@@ -158,7 +160,7 @@ def test_hue_of_every_kind_of_colour(shift):
     colours = torch.cartesian_prod(levels, levels, levels).t().reshape(1, 3, 8, 8)
     expected = tvf.adjust_hue(colours, shift)
     found = colours.clone()
-    views._shift_hue(found, torch.tensor([6 * shift]))
+    operations.shift_hue(found, torch.tensor([6 * shift]))
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
 
 
@@ -213,11 +215,11 @@ def test_blur_of_large_views_is_the_same(sigma):
     """Above DENSE_BLUR pixels the band is summed instead of multiplied."""
     view = torch.rand(5, 3, 70, 70, generator=generator())
     sigmas = torch.full((5,), sigma)
-    matrix = views._blur_matrix(sigmas, 2, 70).unsqueeze(1)
-    torch.testing.assert_close(views._blur(view, sigmas, 2), matrix @ view @ matrix.mT, atol=1e-5, rtol=0)
+    matrix = operations.blur_matrix(sigmas, 2, 70).unsqueeze(1)
+    torch.testing.assert_close(operations.blur_views(view, sigmas, 2), matrix @ view @ matrix.mT, atol=1e-5, rtol=0)
     image = Image.fromarray((view[0] * 255).byte().permute(1, 2, 0).numpy())
     blurred = unpil(image.filter(ImageFilter.GaussianBlur(sigma)))
-    assert (views._blur(unpil(image)[None], sigmas[:1], 2)[0] - blurred).abs().max() * 255 < 3.0
+    assert (operations.blur_views(unpil(image)[None], sigmas[:1], 2)[0] - blurred).abs().max() * 255 < 3.0
 
 
 def test_blur_has_the_variance_of_a_gaussian():
@@ -225,7 +227,7 @@ def test_blur_has_the_variance_of_a_gaussian():
     for sigma in (0.3, 1.0, 2.0):
         image = torch.zeros(1, 3, 33, 33)
         image[:, :, 16, 16] = 1
-        blurred = views._blur(image, torch.tensor([sigma]), 3)[0, 0]
+        blurred = operations.blur_views(image, torch.tensor([sigma]), 3)[0, 0]
         assert blurred.sum() == pytest.approx(1, abs=1e-5)
         offsets = torch.arange(33) - 16.0
         assert float((blurred.sum(0) * offsets**2).sum()) == pytest.approx(sigma**2, rel=1e-3)
@@ -284,7 +286,7 @@ def chained(image: torch.Tensor, p: ViewParameters, i: int, size: int) -> torch.
             x = functions[k](x, float(p.factors[i, k]))
     x = tvf.rgb_to_grayscale(x, 3) if p.gray[i] else x
     if p.sigma[i] > 0:
-        x = views._blur(x[None], p.sigma[i : i + 1], 2)[0]
+        x = operations.blur_views(x[None], p.sigma[i : i + 1], 2)[0]
     return tvf.normalize(x, list(views.MEAN), list(views.STD))
 
 

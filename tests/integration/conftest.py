@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nni_cssnas import launch
+from nni_cssnas.bridge import launch
 from nni_cssnas.results.records import TrialRecord, read_records
 
 PROXY = {
@@ -55,7 +55,7 @@ TRIALS = 15
 class Finished:
     """The experiment after its end; manager and portal are still up."""
 
-    experiment: launch.Experiment
+    experiment: launch.RunningExperiment
     folder: Path
     last: launch.Progress
 

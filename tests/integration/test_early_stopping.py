@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from nni_cssnas import launch
+from nni_cssnas.bridge import launch
 from nni_cssnas.results.records import read_records
 
 from .conftest import PROXY

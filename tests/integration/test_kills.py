@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 
-from nni_cssnas import launch
+from nni_cssnas.bridge import launch
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.tuners.journal import NAME, Journal
 
@@ -25,7 +25,7 @@ KILLS = int(os.environ.get("CSSNAS_KILLS", "4"))
 TRIAL = """
 import json, os, sys, time
 import nni
-from nni_cssnas import pairing
+from nni_cssnas.bridge import pairing
 
 pairing.install()
 parameters = nni.get_next_parameter()
@@ -42,7 +42,7 @@ CHOICES = {f"c{i}": {"_type": "choice", "_value": [f"v{j}" for j in range(8)]} f
 class Victim:
     """A running experiment whose processes can be found and killed."""
 
-    def __init__(self, experiment: launch.Experiment, folder: Path) -> None:
+    def __init__(self, experiment: launch.RunningExperiment, folder: Path) -> None:
         self.experiment = experiment
         self.folder = folder
 

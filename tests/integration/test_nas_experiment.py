@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from nni_cssnas.launch import free_port, manager_environment
+from nni_cssnas.bridge.launch import free_port, manager_environment
 from nni_cssnas.results.records import TrialRecord, read_records
 
 from .conftest import PROXY
@@ -33,7 +33,7 @@ config, folder = settings["proxy"], settings["folder"]
 if __name__ == "__main__":
     if settings["mended"]:
         from nni_cssnas import NasExperiment
-        from nni_cssnas.strategies import TPE
+        from nni_cssnas.bridge.strategies import TPE
     else:
         from nni.nas.experiment import NasExperiment
     strategy = {

@@ -24,13 +24,13 @@ import websockets
 import yaml
 from websockets.exceptions import InvalidHandshake
 
-from nni_cssnas import launch
+from nni_cssnas.bridge import launch
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 TRIAL = """
 import nni
-from nni_cssnas import pairing
+from nni_cssnas.bridge import pairing
 pairing.install()
 parameters = nni.get_next_parameter()
 print("parameters", parameters)
@@ -72,7 +72,7 @@ def test_the_payloads_work_where_nothing_hinders_them(tmp_path: Path) -> None:
 class Target:
     """A running experiment, and what the attacks would leave."""
 
-    def __init__(self, experiment: launch.Experiment, folder: Path, spoils: Path) -> None:
+    def __init__(self, experiment: launch.RunningExperiment, folder: Path, spoils: Path) -> None:
         self.experiment = experiment
         self.folder = folder
         self.spoils = spoils

@@ -18,7 +18,6 @@ from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 
 from nni_cssnas.genotype import NAMED_GENOTYPES, OPERATIONS, Cell, Edge, Genotype
-from nni_cssnas.results import draw
 from nni_cssnas.results.draw import Box, CellLayout, draw_genotype, layout_cell, operation_colors
 
 LABELS = {
@@ -312,7 +311,7 @@ def test_a_failure_leaves_the_old_picture(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(draw.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         draw_genotype(NAMED_GENOTYPES["CNAS_ISIC_s4"], tmp_path / "best")
     assert sorted(os.listdir(tmp_path)) == ["best.png", "best.svg"]

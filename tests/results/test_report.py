@@ -27,7 +27,7 @@ from nni_cssnas.results.pictures import (
 )
 from nni_cssnas.results.records import TrialRecord
 from nni_cssnas.results.report import write_pictures, write_report
-from nni_cssnas.spaces import CellSpace, decode, random_parameters
+from nni_cssnas.spaces import CellSpace, decode, random_choices
 
 
 def make_records(number: int, *, cells: bool = True, trained: bool = True) -> Iterator[TrialRecord]:
@@ -36,7 +36,7 @@ def make_records(number: int, *, cells: bool = True, trained: bool = True) -> It
     rng = np.random.default_rng(0)
     config = ProxyConfig(score="contrastive" if trained else "untrained").model_dump(mode="json")
     for index in range(number):
-        parameters = random_parameters(space, rng)
+        parameters = random_choices(space, rng)
         genotype = space.genotype_of(decode(space, parameters)).to_dict() if cells else None
         state = "failed" if index % 7 == 3 else "running" if index == number - 1 else "succeeded"
         state = "stopped" if index == 5 else state

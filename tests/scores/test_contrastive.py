@@ -11,10 +11,10 @@ import torch
 from lightly.loss import NTXentLoss
 from torch import nn
 
+from nni_cssnas.base.device import derive_seed, resolve_device, seeded
 from nni_cssnas.config import ContrastiveConfig
 from nni_cssnas.errors import ConfigError, DeviceError, DivergenceError, SpaceError
 from nni_cssnas.scores.contrastive import _loss, alignment, check_images, train_contrastive, uniformity
-from nni_cssnas.scores.device import derive_seed, resolve_device, seeded
 from nni_cssnas.scores.losses import PretextInvariantLoss, nt_xent
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nni_cssnas.base.modules import evaluation_mode
 from nni_cssnas.errors import ConfigError, SpaceError
-from nni_cssnas.modules import evaluation_mode
 from nni_cssnas.scores.cost import latency, multiply_adds, num_parameters
 
 

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nni_cssnas.config import DEFAULT_WEIGHTS, UNTRAINED_SCORES
+from nni_cssnas.base.modules import pooled
 from nni_cssnas.errors import ConfigError, SpaceError
-from nni_cssnas.modules import pool
-from nni_cssnas.scores import untrained
+from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES
+from nni_cssnas.scores import measured
 from nni_cssnas.scores.combine import WORST
 from nni_cssnas.scores.cost import multiply_adds
 from nni_cssnas.scores.statistics import (
@@ -31,7 +31,7 @@ from nni_cssnas.scores.statistics import (
     similarity,
     zico,
 )
-from nni_cssnas.scores.untrained import PAIR_SCORES, average_scores, initialise, untrained_scores
+from nni_cssnas.scores.untrained import average_scores, initialise, untrained_scores
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -48,7 +48,7 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
     ],
 )
 def test_pool(output: object, expected: list[list[float]]) -> None:
-    assert pool(output).tolist() == expected
+    assert pooled(output).tolist() == expected
 
 
 # ---- one network --------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_one_network_step_by_step() -> None:
         "gradient_flow": gradient_flow([(a + b) / 2 for a, b in zip(*halves, strict=True)]),
         "zico": zico(*halves),
     }
-    assert set(scores) == set(expected) == set(UNTRAINED_SCORES)
+    assert set(scores) == set(expected) == set(MEASURES)
     for name, value in expected.items():
         assert scores[name] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
 
@@ -168,9 +168,9 @@ def test_the_same_bits_in_any_order_and_any_process() -> None:
 
 def test_components_do_not_depend_on_each_other() -> None:
     everything = scores_of(Network())
-    for name in UNTRAINED_SCORES:
+    for name in MEASURES:
         assert scores_of(Network(), components=[name]) == {name: everything[name]}
-    assert set(DEFAULT_WEIGHTS) <= set(UNTRAINED_SCORES)
+    assert set(DEFAULT_WEIGHTS) <= set(MEASURES)
 
 
 def test_the_network_is_left_as_it_was() -> None:
@@ -196,7 +196,7 @@ def test_the_network_is_left_as_it_was() -> None:
 def test_one_view_is_enough_for_what_does_not_compare_views() -> None:
     model = Network()
     initialise(model, 0)
-    single = [name for name in UNTRAINED_SCORES if name not in PAIR_SCORES]
+    single = [name for name, item in MEASURES.items() if "pair" not in item.needs]
     scores = untrained_scores(model, VIEWS[0], stages=STAGES, classifier="classifier", components=single)
     assert all(math.isfinite(value) and value > WORST for value in scores.values())
     both = untrained_scores(model, VIEWS[0], VIEWS[0], stages=STAGES, classifier="classifier", components=single)
@@ -240,7 +240,7 @@ class Dead(Network):
 @pytest.mark.parametrize("kind", ["disconnected", "detached", "nan", "constant"])
 def test_dead_networks_get_the_worst_finite_score(kind: str) -> None:
     scores = scores_of(Dead(kind))
-    assert scores == dict.fromkeys(UNTRAINED_SCORES, WORST)
+    assert scores == dict.fromkeys(MEASURES, WORST)
 
 
 def test_layers_that_do_nothing_do_not_count() -> None:
@@ -339,4 +339,4 @@ def test_errors_say_what_is_wrong() -> None:
         untrained_scores(model, *VIEWS, stages=[])
     with pytest.raises(SpaceError, match="stage 'classifier' gives no features"):
         untrained_scores(model, *VIEWS, stages=["classifier"])
-    assert untrained.SWAP_IMAGES <= 62
+    assert measured.SWAP_IMAGES <= 62

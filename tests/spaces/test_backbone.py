@@ -13,8 +13,8 @@ with warnings.catch_warnings():
     from nni.mutable import ConstraintViolation
     from nni.nas.hub import pytorch as hub
 
-from nni_cssnas.config import UNTRAINED_SCORES
 from nni_cssnas.errors import SpaceError
+from nni_cssnas.measures import MEASURES
 from nni_cssnas.scores.cost import num_parameters
 from nni_cssnas.scores.untrained import initialise, untrained_scores
 from nni_cssnas.spaces.backbone import Backbone, inspect
@@ -96,7 +96,7 @@ def test_every_hub_space(name: str) -> None:
     initialise(model, 0)
     scores = untrained_scores(model, *views, stages=names, classifier=classifier)
     assert scores == untrained_scores(model, *views, stages=names, classifier=classifier)
-    assert set(scores) == set(UNTRAINED_SCORES)
+    assert set(scores) == set(MEASURES)
     layer = model.get_submodule(classifier)
     before = num_parameters(model)
     backbone = Backbone(model, size)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nni_cssnas.errors import ConfigError, SpaceError
 from nni_cssnas.genotype import Genotype
-from nni_cssnas.spaces import CellNetwork, CellSpace, random_parameters, search_space
+from nni_cssnas.spaces import CellNetwork, CellSpace, random_choices, search_space
 
 DARTS = Genotype.parse("DARTS_V2")
 
@@ -75,7 +75,7 @@ def test_every_sample_trains_without_dead_parameters(encoding: str) -> None:
             stem="imagenet" if index % 10 == 0 else "cifar",
             output_nodes=("all", "last4")[index // 2 % 2],
         )
-        parameters = random_parameters(space, rng)
+        parameters = random_choices(space, rng)
         assert space.sample_of(space.genotype_of(parameters)) == parameters
         network = space.freeze(parameters).train()
         side = 64 if index % 10 == 0 else 16
@@ -119,7 +119,7 @@ def test_nni_builds_the_sampled_architecture_in_its_own_way() -> None:
     from nni.nas.space import model_context
 
     space = CellSpace(num_nodes=4, num_cells=5, channels=4)
-    sample = random_parameters(space, np.random.default_rng(1))
+    sample = random_choices(space, np.random.default_rng(1))
     with model_context(sample):
         rebuilt = CellSpace(num_nodes=4, num_cells=5, channels=4)
     frozen = space.freeze(sample)
@@ -143,7 +143,7 @@ def test_odd_sizes_fit_together(size: int) -> None:
     space = CellSpace(num_nodes=5, num_cells=5, channels=4)
     rng = np.random.default_rng(size)
     for _ in range(5):
-        assert space.freeze(random_parameters(space, rng))(torch.randn(2, 3, size, size)).isfinite().all()  # type: ignore[union-attr]
+        assert space.freeze(random_choices(space, rng))(torch.randn(2, 3, size, size)).isfinite().all()  # type: ignore[union-attr]
 
 
 def test_drop_path_drops_whole_images_and_only_in_training() -> None:
@@ -167,7 +167,7 @@ def test_auxiliary_head_answers_in_training_only() -> None:
 
 def test_bad_samples_and_arguments() -> None:
     space = CellSpace(num_nodes=4, num_cells=3, channels=4)
-    sample = random_parameters(space, np.random.default_rng(0))
+    sample = random_choices(space, np.random.default_rng(0))
     with pytest.raises(SpaceError, match=r"choice normal_2_first is 'sep_conv'.*did you mean 'sep_conv_"):
         space.freeze(sample | {"normal_2_first": "sep_conv"})
     with pytest.raises(SpaceError, match="no choice 'normal_2_first'"):
@@ -197,7 +197,7 @@ def test_random_samples_differ_with_the_generator_only() -> None:
     random.seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        a = random_parameters(space, np.random.default_rng(3))
+        a = random_choices(space, np.random.default_rng(3))
         random.seed(1)
-        b = random_parameters(space, np.random.default_rng(3))
-    assert a == b != random_parameters(space, np.random.default_rng(4))
+        b = random_choices(space, np.random.default_rng(3))
+    assert a == b != random_choices(space, np.random.default_rng(4))

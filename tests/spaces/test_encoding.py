@@ -10,7 +10,7 @@ import pytest
 
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import InvalidSampleError, SpaceError
-from nni_cssnas.spaces import CellSpace, decode, encode, make_space, random_parameters, search_space
+from nni_cssnas.spaces import CellSpace, decode, encode, make_space, random_choices, search_space
 from nni_cssnas.spaces.architecture import read_architecture
 from nni_cssnas.spaces.encoding import _flat, has_constraints
 from nni_cssnas.spaces.primitives import Categorical, CategoricalMultiple, Constraint, ModelSpace, Numerical, choice
@@ -42,7 +42,7 @@ def test_choices_of_one_value_are_not_searched_but_decoded() -> None:
 
 def test_decode_refuses_what_the_space_does_not_have() -> None:
     space = CellSpace(num_nodes=4, num_cells=3, channels=4)
-    parameters = random_parameters(space, np.random.default_rng(0))
+    parameters = random_choices(space, np.random.default_rng(0))
     assert decode(space, parameters) == parameters
     with pytest.raises(
         SpaceError, match=r"no choice 'normal_2_frist'; did you mean 'normal_2_first'.*nni-cssnas space"
@@ -115,7 +115,7 @@ def test_every_hub_space_there_and_back(name: str) -> None:
         assert parameters.keys() == choices.keys()
         assert all(parameters[label] in spec["_value"] for label, spec in choices.items())
         assert decode(space, parameters) == sample
-        drawn = decode(space, random_parameters(space, rng))
+        drawn = decode(space, random_choices(space, rng))
         assert space.contains(drawn)
         if number == 0:
             space.freeze(drawn)
@@ -155,7 +155,7 @@ def test_choices_of_any_kind(make: Callable[[], Any], number: int, constrained: 
     assert has_constraints(space) == constrained
     rng = np.random.default_rng(0)
     for _ in range(30):
-        parameters = random_parameters(space, rng)
+        parameters = random_choices(space, rng)
         sample = decode(space, parameters)
         assert space.contains(sample)
         assert encode(space, sample) == parameters
@@ -177,7 +177,7 @@ def test_numbers(leaf: Callable[[], Any], spec: dict[str, Any]) -> None:
     assert search_space(space) == {"x": spec}
     rng = np.random.default_rng(0)
     for _ in range(20):
-        parameters = random_parameters(space, rng)
+        parameters = random_choices(space, rng)
         assert encode(space, decode(space, parameters)) == parameters
 
 
@@ -198,7 +198,7 @@ def test_a_sample_that_is_not_the_spaces() -> None:
 @pytest.mark.slow
 def test_a_constraint_is_named_with_its_reason() -> None:
     space = make_space(SpaceConfig(name="nni.nas.hub.pytorch:NasBench101"))
-    parameters = random_parameters(space, np.random.default_rng(0))
+    parameters = random_choices(space, np.random.default_rng(0))
     empty = {label: "[]" if "input" in label else value for label, value in parameters.items()}
     with pytest.raises(InvalidSampleError, match="constraint cell/final of space NasBench101 is not met"):
         decode(space, empty)
@@ -256,7 +256,7 @@ def test_architectures_that_nni_ships(space: str, name: str, tmp_path: Any, monk
     monkeypatch.setattr("nni_cssnas.spaces.architecture.make_space", lambda config: made)
     (tmp_path / "sample.json").write_text(json.dumps(sample))
     read = read_architecture(space=f"nni.nas.hub.pytorch:{space}", sample=tmp_path / "sample.json")
-    assert read.parameters == parameters
+    assert read.choices == parameters
 
 
 def test_a_sample_of_nnis_form_is_read_as_well_as_a_tuners(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_a_sample_of_nnis_form_is_read_as_well_as_a_tuners(tmp_path: Any, monkey
     path = tmp_path / "sample.json"
     for data in ({"x": ["a", "c"]}, {"x": '["a", "c"]'}):
         path.write_text(json.dumps(data))
-        assert read_architecture(space="any:Space", sample=path).parameters == {"x": '["a", "c"]'}
+        assert read_architecture(space="any:Space", sample=path).choices == {"x": '["a", "c"]'}
     path.write_text(json.dumps({"x": ["a", "z"]}))
     with pytest.raises(SpaceError, match="choice x is "):
         read_architecture(space="any:Space", sample=path)

@@ -13,7 +13,7 @@ import pytest
 
 from nni_cssnas import CellSpace
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.proxy import Proxy, References
+from nni_cssnas.judge.proxy import Proxy, References
 from nni_cssnas.spaces import identity
 from nni_cssnas.spaces.identity import MEASURED_BY, own_sources, space_key
 
@@ -117,7 +117,10 @@ def test_our_own_code_is_part_of_the_references_key(monkeypatch: pytest.MonkeyPa
         assert (identity.PACKAGE / name).exists(), name
     before = own_sources()
     assert before == own_sources.__wrapped__()
-    (tmp_path / "scores").mkdir()
+    for name in MEASURED_BY:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("") if path.suffix else path.mkdir()
     (tmp_path / "scores" / "new.py").write_text("")
     monkeypatch.setattr(identity, "PACKAGE", tmp_path)
     assert own_sources.__wrapped__() != before

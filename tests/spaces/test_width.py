@@ -5,7 +5,7 @@ import pytest
 
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.genotype import Cell, Edge, Genotype
-from nni_cssnas.spaces import CellNetwork, CellSpace, decode, random_parameters
+from nni_cssnas.spaces import CellNetwork, CellSpace, decode, random_choices
 from nni_cssnas.spaces.width import genotype_width
 
 
@@ -19,7 +19,7 @@ def test_no_other_width_comes_nearer(encoding: str, stem: str) -> None:
     space = CellSpace(encoding=encoding, num_nodes=4, num_cells=5, channels=4, stem=stem)
     rng = np.random.default_rng(0)
     for params in (3000, 75_000):
-        genotype = space.genotype_of(decode(space, random_parameters(space, rng)))
+        genotype = space.genotype_of(decode(space, random_choices(space, rng)))
         sizes = {
             C: size_of(CellNetwork(genotype, 5, C, stem=stem, num_classes=10))
             for C in range(1 + (stem == "imagenet"), 26)
@@ -53,7 +53,7 @@ def test_a_space_of_one_size() -> None:
     rng = np.random.default_rng(1)
     widths = set()
     for _ in range(8):
-        sample = decode(space, random_parameters(space, rng))
+        sample = decode(space, random_choices(space, rng))
         network = space.freeze(sample)
         widths.add(network.channels)
         # The same width as without labels: the heads do not count.

@@ -14,9 +14,9 @@ import pytest
 from nni.tools.package_utils import get_algo_meta, unregister_algo_meta
 from nni.tools.package_utils.tuner_factory import create_builtin_class_instance, create_validator_instance
 
-from nni_cssnas.dispatcher import trial_code_directory
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.spaces import CellSpace, decode, search_space
+from nni_cssnas.tuners.dispatcher import trial_code_directory
 from nni_cssnas.tuners.hyperopt import Hyperopt
 from nni_cssnas.tuners.tpe import Tpe
 from nni_cssnas.tuners.validators import TpeValidator

@@ -1,0 +1,65 @@
+"""Helpers for any torch module: its mode, and the features in what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from nni_cssnas.errors import SpaceError
+
+__all__ = ["evaluation_mode", "feature_tensor", "pooled"]
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module, *, batch_statistics: bool = False) -> Iterator[None]:
+    """Evaluation mode (no dropout, no drop path, no auxiliary head); afterwards all is as before.
+
+    With ``batch_statistics``, batch norm takes the statistics of the batch, as in training, but leaves
+    its running statistics alone.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    norms = [module for module, _ in modes if isinstance(module, nn.modules.batchnorm._NormBase)]
+    tracking = [norm.track_running_stats for norm in norms]
+    try:
+        for module, _ in modes:
+            module.training = False
+        if batch_statistics:
+            for norm in norms:
+                # A training batch norm that tracks nothing does not touch its running statistics.
+                norm.training, norm.track_running_stats = True, False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for norm, track in zip(norms, tracking, strict=True):
+            norm.track_running_stats = track
+
+
+def feature_tensor(value: Any) -> Tensor | None:
+    """The tensor that a module gives; of several (auxiliary heads, pairs of cells), the last with the most dimensions."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, tuple | list):
+        tensors = [tensor for tensor in map(feature_tensor, value) if tensor is not None]
+        return max(reversed(tensors), key=lambda tensor: tensor.ndim) if tensors else None
+    return None
+
+
+def pooled(output: Any) -> Tensor:
+    """Features (batch, C): a map (batch, C, H, W) or tokens (batch, N, C) are averaged.
+
+    Raises
+    ------
+    SpaceError
+        If there is no tensor of 2 to 4 dimensions.
+    """
+    tensor = feature_tensor(output)
+    if tensor is None or tensor.ndim not in (2, 3, 4):
+        found = type(output).__name__ if tensor is None else f"a tensor of shape {tuple(tensor.shape)}"
+        raise SpaceError(f"the network gives {found}; features are (batch, C), (batch, N, C) or (batch, C, H, W)")
+    if tensor.ndim == 4:
+        return tensor.mean((2, 3))
+    return tensor.mean(1) if tensor.ndim == 3 else tensor

@@ -1,0 +1,113 @@
+"""Search without an experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nni_cssnas.cli.app import Steps, answer, app, console
+from nni_cssnas.cli.options import PATHS, Json, Workers
+
+JUDGE = "How it is judged"
+
+
+@app.command()
+def screen(
+    config: Annotated[Path | None, typer.Argument(help="A proxy.yml; the options below replace what it says.")] = None,
+    space: Annotated[
+        str | None, typer.Option("--space", help="module:attribute of an NNI model space.", rich_help_panel=JUDGE)
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option("--images", help="A folder, an .npz, cifar10 or tiles.", rich_help_panel=JUDGE)
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            "--score",
+            help="untrained (tenths of a second each), contrastive or combined.",
+            rich_help_panel=JUDGE,
+        ),
+    ] = None,
+    params: Annotated[
+        int | None,
+        typer.Option(
+            "--params",
+            help="Give every network of cells the width with so many parameters.",
+            rich_help_panel=JUDGE,
+        ),
+    ] = None,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many random architectures.")] = 1000,
+    guided: Annotated[int, typer.Option("--guided", min=0, help="Then so many that TPE proposes.")] = 0,
+    minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after this time.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, and of all that is scored.")] = None,
+    workers: Workers = None,
+    top: Annotated[
+        int, typer.Option("--top", "-k", min=1, help="How many of the best to write and draw.", rich_help_panel=PATHS)
+    ] = 1,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the results.", rich_help_panel=PATHS)
+    ] = Path("screened"),
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace results that lie there.", rich_help_panel=PATHS)
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Search without an experiment: random architectures, and those that TPE learns from them."""
+    import nni_cssnas
+    from nni_cssnas.results.screening_log import LOG_NAME
+    from nni_cssnas.search.screen import Step
+
+    log = output / LOG_NAME
+    with answer(as_json) as give:
+        with Steps() as show:
+
+            def told(step: Step) -> None:
+                show(step)
+                if step.stage == "recalled":
+                    console.print(
+                        f"{log} holds {step.done} architectures of this search; it goes on from there", soft_wrap=True
+                    )
+                elif step.stage == "interrupted":
+                    console.print(
+                        f"\ninterrupted; {step.done} screened architectures are kept in {log}, "
+                        "and the same command goes on",
+                        soft_wrap=True,
+                    )
+
+            try:
+                result = nni_cssnas.screen(
+                    images,
+                    space=space,
+                    config=config,
+                    score=score,
+                    params=params,
+                    num=num,
+                    guided=guided,
+                    minutes=minutes,
+                    seed=seed,
+                    workers=workers,
+                    output=output,
+                    top=top,
+                    force=force,
+                    on_step=told,
+                )
+            except KeyboardInterrupt:
+                raise typer.Exit(130) from None
+        found, best = result.found, result.best
+        looked = sum(item.second_look is not None for item in found)
+        place = 1 + sum(item.score > best.score for item in found)
+        by = (
+            f"place {place} by score, and first of the {looked} best that were looked at once more"
+            if looked
+            else "by score alone"
+        )
+        console.print(
+            f"best of {len(found)} architectures: score {best.score:.4f} ({by})", highlight=False, soft_wrap=True
+        )
+        for path in result.files:
+            console.print(f"  {path}", soft_wrap=True, highlight=False)
+        give({"best": result.table[:top], "files": result.files, "interrupted": result.interrupted})
+    if result.interrupted:
+        raise typer.Exit(130)

@@ -1,0 +1,1 @@
+"""Cells that were found against random and published ones, trained alike, with honest statistics."""

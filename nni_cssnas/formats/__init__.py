@@ -1,0 +1,1 @@
+"""The network of an architecture as files that need nothing of this package."""

@@ -1,0 +1,223 @@
+"""Judging many candidates in one process: before trials are spent, or instead of them."""
+
+from __future__ import annotations
+
+import math
+import signal
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from nni_cssnas.base.device import derive_seed
+from nni_cssnas.base.workers import Workers, end_with_parent, lagged
+from nni_cssnas.config import ProxyConfig
+from nni_cssnas.errors import DivergenceError, SpaceError
+from nni_cssnas.genotype import Choices, Genotype
+from nni_cssnas.judge.proxy import Candidate, Proxy, candidate_seed, references_of
+from nni_cssnas.results.screening_log import ScreeningLog
+from nni_cssnas.spaces.encoding import decode, random_choices, search_space
+from nni_cssnas.spaces.factory import make_space
+
+__all__ = ["FINAL", "Screened", "Screener", "Spread"]
+
+FINAL = {"continuity": 1.0, "effective_macs": 0.5}
+"""What tells the best of many apart, and how much their ranks count. The best are the best since their other components are
+high, some of them by chance; these two are what the score leaves open (chosen on two spaces, README)."""
+
+FINAL_DRAWS = 4
+"""A second look is the mean over so many draws of weights and views."""
+
+LAG = 8
+"""Architectures that are taken before the first result is given."""
+
+Spread = Callable[[Callable[["Screener", Choices], Any], Iterable[Mapping[str, Any]]], Iterator[Any]]
+"""``spread(Screener.screen, architectures)`` gives their results in order."""
+
+
+@dataclass(frozen=True)
+class Screened:
+    """One candidate: its choices, its score and what was measured (nothing where it cannot be run); ``genotype`` if it has
+    cells; ``second_look`` is what the finalists are ranked by."""
+
+    choices: dict[str, Any]
+    score: float
+    components: dict[str, float]
+    genotype: Genotype | None = None
+    second_look: float | None = None
+
+
+class Screener:
+    """Scores architectures of a space as a trial would.
+
+    Parameters
+    ----------
+    config
+        All of ``proxy.yml``; the image batch and the reference architectures are made once.
+
+    Raises
+    ------
+    CssnasError
+        If the space, the images or the device cannot be used.
+    """
+
+    def __init__(self, config: ProxyConfig) -> None:
+        self.config = config
+        self.space = make_space(config.space)
+        self.search_space = search_space(self.space)
+        self.proxy = Proxy(config, references_of(self.space, config))
+        self.proxy.prepare()
+        self._final: dict[int, Proxy] = {}
+
+    def screen(self, choices: Choices) -> Screened:
+        """Build and score one architecture; one that its space forbids, or that cannot be run, has the worst score."""
+        chosen = dict(choices)
+        try:
+            sample = decode(self.space, chosen)
+            candidate = Candidate(partial(self.space.freeze, sample), candidate_seed(self.config, chosen))
+            model = self.proxy.build(candidate)
+            genotype = getattr(model, "genotype", None)
+            result = self.proxy.score(model, candidate.seed)
+        except (SpaceError, DivergenceError):
+            worst = -math.inf if self.config.score == "contrastive" else self.proxy.reference_set.worst
+            return Screened(chosen, worst, {})
+        return Screened(chosen, result.score, result.components, genotype)
+
+    def finalist(self, choices: Choices) -> dict[str, float]:
+        """A second look at one architecture, the mean over :data:`FINAL_DRAWS` other weights and views.
+
+        Of the untrained score the :data:`FINAL` components, of one with training the ``score`` again.
+        """
+        draws = []
+        for number in range(FINAL_DRAWS):
+            proxy = self._another(number)
+            build = partial(self.space.freeze, decode(self.space, choices))
+            if self.config.score == "untrained":
+                draws.append(proxy.untrained(build(), tuple(FINAL)))
+                continue
+            try:
+                draws.append({"score": proxy.judge(Candidate(build, candidate_seed(proxy.config, choices))).score})
+            except DivergenceError:
+                return {"score": -math.inf}
+        return {name: statistics.fmean(draw[name] for draw in draws) for name in draws[0]}
+
+    def _another(self, number: int) -> Proxy:
+        """The same judge with another seed, and the same references."""
+        if number not in self._final:
+            seed = derive_seed(self.config.seed, f"finalists {number}")
+            proxy = Proxy(self.config.model_copy(update={"seed": seed}), self.proxy.references)
+            if self.config.score == "combined":
+                proxy.reference_set = self.proxy.reference_set
+            self._final[number] = proxy
+        return self._final[number]
+
+    def random(self, num: int, seed: int) -> Iterator[dict[str, Any]]:
+        """Up to ``num`` different random architectures, as choices; fewer if the space is small."""
+        rng = np.random.default_rng(seed)
+        seen: set[str] = set()
+        repeats = 0
+        while len(seen) < num and repeats < 1000:
+            choices = random_choices(self.space, rng)
+            key = repr(sorted(choices.items()))
+            if key in seen:
+                repeats += 1
+                continue
+            seen.add(key)
+            repeats = 0
+            yield choices
+
+    @contextmanager
+    def spread(self, workers: int = 1, log: ScreeningLog | None = None) -> Iterator[Spread]:
+        """A function that applies a method to many architectures, in so many processes; they take some seconds to start.
+
+        Each process has its share of the threads. Results come in the order of the architectures, :data:`LAG` of which are
+        taken before the first result is given, whatever ``workers`` is (up to half of :data:`LAG`): what a tuner learns
+        while it proposes does not depend on the number of cores. What is in the ``log`` is not measured again, and what
+        is measured is written there. A process that dies is replaced, and its work is done again.
+        """
+        memory = _Memory(log)
+        if workers == 1:
+            yield lambda method, items: lagged(
+                memory.recalling(method, lambda item: partial(method, self, item)), items, LAG
+            )
+            return
+        if self.config.score != "contrastive":
+            _ = self.proxy.reference_set  # once, not by all of them at a time
+        threads = max(1, torch.get_num_threads() // workers)
+        pool = Workers(workers, _start_worker, (self.config, threads))
+        try:
+            yield lambda method, items: lagged(
+                memory.recalling(method, partial(pool.start, partial(_work, method))), items, max(LAG, 2 * workers)
+            )
+        finally:
+            pool.end()
+
+    def default_workers(self, num: int) -> int:
+        """One process for each of torch's threads, if ``num`` architectures are worth their start, and on a GPU one."""
+        enough = 32 if self.config.score == "untrained" else 4
+        return torch.get_num_threads() if num >= enough and self.proxy.device.type == "cpu" else 1
+
+
+class _Memory:
+    """Reads from a log what was measured before, and writes to it what is measured."""
+
+    def __init__(self, log: ScreeningLog | None) -> None:
+        self.log = log
+
+    def recalling(self, method: Callable[..., Any], start: Callable[[Mapping[str, Any]], Callable[[], Any]]) -> Any:
+        """``start`` for the architectures that are not in the log."""
+        log, kind = self.log, method.__name__
+        if log is None:
+            return start
+
+        def begin(item: Mapping[str, Any]) -> Callable[[], Any]:
+            row = log.recall(kind, item)
+            if row is not None:
+                return partial(_from_row, kind, row)
+            finish = start(item)
+
+            def end() -> Any:
+                result = finish()
+                log.keep(kind, item, **_to_row(result))
+                return result
+
+            return end
+
+        return begin
+
+
+def _to_row(result: Screened | dict[str, float]) -> dict[str, Any]:
+    if isinstance(result, Screened):
+        genotype = result.genotype.to_dict() if result.genotype else None
+        score = result.score if math.isfinite(result.score) else None  # JSON has no infinity
+        return {"score": score, "components": result.components, "genotype": genotype}
+    return {"measured": {name: value if math.isfinite(value) else None for name, value in result.items()}}
+
+
+def _from_row(kind: str, row: Mapping[str, Any]) -> Screened | dict[str, float]:
+    if kind == "finalist":
+        return {name: -math.inf if value is None else value for name, value in row["measured"].items()}
+    genotype = Genotype.from_dict(row["genotype"]) if row["genotype"] else None
+    score = -math.inf if row["score"] is None else row["score"]
+    return Screened(dict(row["screen"]), score, dict(row["components"]), genotype)
+
+
+_worker: Screener | None = None
+
+
+def _start_worker(config: ProxyConfig, threads: int) -> None:
+    global _worker
+    end_with_parent()
+    # Ctrl-C is the main process's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _worker = Screener(config.model_copy(update={"threads": threads}))
+
+
+def _work(method: Callable[[Screener, Choices], Any], choices: Choices) -> Any:
+    assert _worker is not None
+    return method(_worker, choices)

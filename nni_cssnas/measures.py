@@ -1,0 +1,159 @@
+"""What can be measured of an untrained network: one entry for each measure, and a place for one's own.
+
+Light on purpose: no function is imported before it is used, so that ``proxy.yml`` can be checked without torch.
+
+A measure of your own is a function of a :class:`~nni_cssnas.scores.look.Look` that gives a number, larger is better. Name
+it in ``proxy.yml`` as ``module:function``, beside the module, or :func:`register` it under a name::
+
+    untrained:
+      weights: {effective_macs: 1.0, "my_measures:flatness": 0.5}
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nni_cssnas.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from nni_cssnas.scores.look import Look
+
+__all__ = ["DEFAULT_WEIGHTS", "MEASURES", "Measure", "check_name", "find_measure", "register"]
+
+NEEDS = ("codes", "macs", "pair")
+"""What costs time, and is only there for measures that need it: which activations are on; the multiply-adds of each layer;
+both views of a batch, and the gradients of the weights."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number that is measured of an untrained network.
+
+    Attributes
+    ----------
+    name
+        In ``proxy.yml``, records and tables.
+    function
+        Of a :class:`~nni_cssnas.scores.look.Look`; or where it is found, as ``module:function``.
+    needs
+        Of :data:`NEEDS`.
+    source
+        Where it is from.
+    """
+
+    name: str
+    function: Callable[[Look], float] | str
+    needs: frozenset[str] = frozenset()
+    source: str = ""
+
+    def value(self, look: Look) -> float:
+        """The number. Raises ConfigError if the function cannot be found, or gives none."""
+        function = _imported(self.function) if isinstance(self.function, str) else self.function
+        found = function(look)
+        try:
+            return float(found.detach() if hasattr(found, "detach") else found)
+        except (TypeError, ValueError):
+            raise ConfigError(f"measure {self.name!r} gives {type(found).__name__}; it must give a number") from None
+
+
+def _own(name: str, source: str, *needs: str) -> Measure:
+    return Measure(name, f"nni_cssnas.scores.measured:{name}", frozenset(needs), source)
+
+
+MEASURES: dict[str, Measure] = {
+    item.name: item
+    for item in (
+        _own("effective_macs", "multiply-adds that an image can change", "macs"),
+        _own("expressivity", "AZ-NAS, arXiv:2403.19232"),
+        _own("resolution_expressivity", "AZ-NAS, arXiv:2403.19232, of the last stage of each resolution"),
+        _own("progressivity", "AZ-NAS, arXiv:2403.19232"),
+        _own("continuity", "CKA of consecutive stages, arXiv:1905.00414"),
+        _own("nonlinearity", "features of mixtures against mixtures of features"),
+        _own("jacov", "Mellor et al., arXiv:2006.04647v1"),
+        _own("naswot", "Mellor et al., arXiv:2006.04647", "codes"),
+        _own("swap", "SWAP-NAS, arXiv:2403.04161", "codes"),
+        _own("gradient_flow", "the norm of the contrastive loss's gradients, arXiv:2101.08134", "pair"),
+        _own("zico", "ZiCo, arXiv:2301.11300, with the contrastive loss", "pair"),
+    )
+}
+"""By name: those of this package, and what was registered."""
+
+DEFAULT_WEIGHTS = {
+    "effective_macs": 1.0,
+    "resolution_expressivity": 1.0,
+    "jacov": 1.0,
+    "progressivity": 0.5,
+    "naswot": 0.5,
+    "swap": 0.5,
+    "continuity": 0.25,
+}
+"""What the default score is made of: how much each log-rank counts. Chosen on two spaces at once (docs, measured results)."""
+
+
+def register(name: str, function: Callable[[Look], float], *, needs: Iterable[str] = (), source: str = "") -> Measure:
+    """Make a measure known by name in this process. In ``proxy.yml`` use ``module:function``: trials are other processes.
+
+    Raises
+    ------
+    ConfigError
+        If the name is taken or none, or ``needs`` are not of :data:`NEEDS`.
+    """
+    if not name.isidentifier() or name in MEASURES:
+        raise ConfigError(f"a measure is to be called {name!r}, which is {'taken' if name in MEASURES else 'no name'}")
+    needs = frozenset(needs)
+    for need in needs:
+        if need not in NEEDS:
+            raise ConfigError(f"measure {name!r} needs {need!r}{nearest(need, NEEDS)}")
+    MEASURES[name] = Measure(name, function, needs, source)
+    return MEASURES[name]
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be a measure; what is named as ``module:function`` is only looked for when it is used.
+
+    Raises
+    ------
+    ConfigError
+        With the nearest name.
+    """
+    module, colon, function = name.partition(":")
+    if name not in MEASURES and not (
+        colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
+    ):
+        raise ConfigError(f"unknown component {name!r}{nearest(name, MEASURES)}")
+
+
+def find_measure(name: str) -> Measure:
+    """The measure of that name, or the one that ``module:function`` is, which needs what its attribute ``needs`` says.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such measure, or the function cannot be imported.
+    """
+    check_name(name)
+    if name in MEASURES:
+        return MEASURES[name]
+    function = _imported(name)
+    needs = frozenset(getattr(function, "needs", ()))
+    for need in needs:
+        if need not in NEEDS:
+            raise ConfigError(f"measure {name!r} needs {need!r}{nearest(need, NEEDS)}")
+    return Measure(name, function, needs, f"{name} of the user's")
+
+
+def _imported(name: str) -> Callable[[Look], float]:
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (Exception, SystemExit) as error:  # whatever a module of the user's raises
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"measure {name!r} cannot be imported: {reason}; its module must lie beside proxy.yml or be installed"
+        ) from None
+    if not callable(found):
+        raise ConfigError(f"measure {name!r} is {type(found).__name__}, and must be a function of a Look")
+    return found  # type: ignore[no-any-return]

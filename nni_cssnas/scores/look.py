@@ -1,0 +1,260 @@
+"""What two views of a batch show of a network on their way through it: all that a measure may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from nni_cssnas.base.modules import feature_tensor, pooled
+from nni_cssnas.errors import SpaceError
+from nni_cssnas.scores.cost import multiply_adds
+from nni_cssnas.scores.statistics import contrastive_loss, entropy, gram
+
+__all__ = ["Look", "Stage", "View"]
+
+_ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
+    getattr(home, name)
+    for home in (F, torch, Tensor)
+    for name in (
+        *("relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "rrelu", "prelu", "elu", "elu_", "selu", "celu"),
+        *("gelu", "silu", "mish", "hardswish", "softplus", "hardtanh", "hardtanh_", "tanh", "tanh_"),
+    )
+    if hasattr(home, name)
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The output of a stage: ``entropy`` and ``gram`` of its features, and its ``resolution``, ``(H, W)`` or ``(N,)``."""
+
+    entropy: float
+    resolution: tuple[int, ...]
+    gram: Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """One view's way through the network.
+
+    Attributes
+    ----------
+    stages
+        In order.
+    codes
+        ``(batch, activations)``, bool: which activations are on; without columns unless they are needed.
+    features
+        ``(batch, F)``, with their graph.
+    gradient
+        Of the features, with alternating signs, by the image: as the images, or None if they do not depend on them.
+    idle_macs
+        Multiply-adds of layers that do not reach the features, or see the same for every image.
+    """
+
+    stages: list[Stage]
+    codes: Tensor
+    features: Tensor
+    gradient: Tensor | None
+    idle_macs: int
+
+
+class Look:
+    """A network with the views that went through it.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode with batch statistics, gradients enabled.
+    images
+        One or two views, ``(batch, 3, size, size)`` each.
+    stages, classifier
+        As for :func:`~nni_cssnas.scores.untrained.untrained_scores`.
+    needs
+        What the measures need: ``codes``, ``macs``, ``pair``.
+    macs
+        The network's multiply-adds, where they are known already.
+
+    Raises
+    ------
+    SpaceError
+        If a stage gives no features, or the classifier takes no part.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Sequence[Tensor],
+        *,
+        stages: Sequence[str],
+        classifier: str | None = None,
+        needs: Iterable[str] = (),
+        macs: int | None = None,
+    ) -> None:
+        self.model = model
+        self.images = list(images)
+        self.classifier = classifier
+        self._macs = macs
+        needs = set(needs)
+        self.views = [_pass(model, view, stages, classifier, needs) for view in images]
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the features are not finite, or the same for every image, or untouched by the input."""
+        return any(_is_dead(view) for view in self.views)
+
+    @cached_property
+    def macs(self) -> int:
+        """Multiply-adds of the whole network for one image."""
+        return multiply_adds(self.model, self.images[0].shape[1:]) if self._macs is None else self._macs
+
+    def features_of(self, images: Tensor) -> Tensor:
+        """``(batch, F)`` of other images, without their graph."""
+        with torch.no_grad():
+            return _features(self.model, images, self.classifier)
+
+    @cached_property
+    def weight_gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Gradients of the contrastive loss on either half of the batch, for the weights of all layers but the classifier."""
+        return _weight_gradients(self.model, self.views, self.classifier)
+
+
+def _pass(model: nn.Module, images: Tensor, stages: Sequence[str], classifier: str | None, needs: set[str]) -> View:
+    measured: dict[str, Stage] = {}
+    layers: list[tuple[Tensor, int]] = []  # outputs of layers that see more than a constant, with their multiply-adds
+    constant_macs = 0
+
+    def on_stage(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            tensor = feature_tensor(output)
+            if tensor is not None and tensor.ndim >= 3:
+                # Measured at once: a later layer may work in place.
+                resolution = tuple(tensor.shape[2:]) if tensor.ndim == 4 else tuple(tensor.shape[1:2])
+                measured[name] = Stage(entropy(tensor), resolution, gram(tensor))
+
+        return hook
+
+    def on_layer(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal constant_macs
+        weight, tensor = getattr(module, "weight", None), feature_tensor(args)
+        if not isinstance(weight, Tensor) or tensor is None or not isinstance(output, Tensor):
+            return
+        macs = output.numel() // output.shape[0] // weight.shape[0] * weight.numel()
+        if output.requires_grad and _differs(tensor):
+            layers.append((output, macs))
+        else:
+            constant_macs += macs
+
+    handles = [model.get_submodule(name).register_forward_hook(on_stage(name)) for name in stages]
+    if "macs" in needs:
+        handles += [
+            module.register_forward_hook(on_layer)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and name != classifier
+        ]
+    images = images.detach().clone().requires_grad_()
+    try:
+        with _Codes("codes" in needs) as recorder:
+            features = _features(model, images, classifier)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in stages:
+        if name not in measured:
+            raise SpaceError(
+                f"stage {name!r} gives no features of shape (batch, C, H, W) or (batch, N, C); leave it out"
+            )
+    # Alternating signs: a network that ends in a batch norm has a constant *sum* of features, whose gradient is 0.
+    signs = torch.ones(images.shape[0], 1, device=images.device, dtype=features.dtype)
+    signs[1::2] = -1
+    gradient: Tensor | None = None
+    reached: Sequence[Tensor | None] = [None] * len(layers)
+    if features.requires_grad:
+        gradient, *reached = torch.autograd.grad(
+            (signs * features).sum(), [images, *(output for output, _ in layers)], retain_graph=True, allow_unused=True
+        )
+    if gradient is not None:
+        gradient = gradient * signs[:, :, None, None]
+    idle = sum(macs for (_, macs), g in zip(layers, reached, strict=True) if g is None or not _any(g))
+    return View([measured[name] for name in stages], recorder.all(images), features, gradient, constant_macs + idle)
+
+
+def _differs(tensor: Tensor) -> bool:
+    """Whether not all rows are equal; nearly always the first two tell."""
+    return bool((tensor[1] != tensor[0]).any()) or bool((tensor != tensor[:1]).any())
+
+
+def _any(tensor: Tensor) -> bool:
+    """Whether anything is not 0; nearly always the first row tells."""
+    return bool(tensor[0].any()) or bool(tensor.any())
+
+
+def _features(model: nn.Module, images: Tensor, classifier: str | None) -> Tensor:
+    captured: list[Any] = []
+    if classifier is None:
+        return pooled(model(images))
+    handle = model.get_submodule(classifier).register_forward_pre_hook(lambda module, args: captured.append(args))
+    try:
+        model(images)
+    finally:
+        handle.remove()
+    if not captured:
+        raise SpaceError(f"classifier {classifier!r} takes no part in the forward pass; name another module")
+    return pooled(captured[-1])
+
+
+def _is_dead(item: View) -> bool:
+    """Whether the features are not finite, or the same for every image, or untouched by the input."""
+    features = item.features.detach()
+    if not bool(torch.isfinite(features).all()):
+        return True
+    spread = float((features.amax(0) - features.amin(0)).max())
+    if spread <= 1e-6 * float(features.abs().max()):
+        return True
+    return item.gradient is None or not bool(torch.isfinite(item.gradient).all()) or not bool(item.gradient.any())
+
+
+def _weight_gradients(
+    model: nn.Module, passes: Sequence[View], classifier: str | None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Gradients of the contrastive loss on two halves of the batch, for the weights of all layers but the classifier."""
+    ignored = {id(p) for p in model.get_submodule(classifier).parameters()} if classifier is not None else set()
+    weights = [p for p in model.parameters() if p.ndim > 1 and p.requires_grad and id(p) not in ignored]
+    features0, features1 = passes[0].features, passes[1].features
+    half = features0.shape[0] // 2
+    halves = []
+    for part in (slice(0, half), slice(half, 2 * half)):
+        loss = contrastive_loss(features0[part], features1[part])
+        found = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+        halves.append([torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)])
+    return halves[0], halves[1]
+
+
+class _Codes(TorchFunctionMode):
+    """Notes which activations are on, whether they are layers or functions: the sign of what enters them.
+
+    For ReLU that is the usual code; GELU, h-swish and the like bend at the same place.
+    """
+
+    def __init__(self, active: bool) -> None:
+        super().__init__()
+        self.active = active
+        self.codes: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self.active and func in _ACTIVATIONS and args:
+            self.codes.append((args[0].detach() > 0).flatten(1))
+        return func(*args, **(kwargs or {}))
+
+    def all(self, images: Tensor) -> Tensor:
+        """(batch, activations); activations that do not have one row for each image are left out."""
+        n = images.shape[0]
+        codes = [code for code in self.codes if code.shape[0] == n]
+        return torch.cat(codes, 1) if codes else torch.zeros(n, 0, dtype=torch.bool, device=images.device)

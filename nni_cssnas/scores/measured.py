@@ -1,0 +1,109 @@
+"""The measures of an untrained network that come with this package, each a function of what was seen of it.
+
+All are to be maximised. Those of one view are the mean over the views. Their entries are in :mod:`nni_cssnas.measures`,
+their formulas in :mod:`nni_cssnas.scores.statistics`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from nni_cssnas.scores import statistics
+from nni_cssnas.scores.look import Look, View
+
+__all__ = [
+    "continuity",
+    "effective_macs",
+    "expressivity",
+    "gradient_flow",
+    "jacov",
+    "naswot",
+    "nonlinearity",
+    "progressivity",
+    "resolution_expressivity",
+    "swap",
+    "zico",
+]
+
+SWAP_IMAGES = 16
+"""The codes of more images are nearly all distinct: their number then only counts the activations."""
+
+
+def effective_macs(look: Look) -> float:
+    """Multiply-adds less those of layers that do not reach the features, or that see the same for every image."""
+    return float(look.macs - look.views[0].idle_macs)
+
+
+def expressivity(look: Look) -> float:
+    """:func:`~nni_cssnas.scores.statistics.expressivity` of all stages."""
+    return mean(statistics.expressivity(_entropies(view)) for view in look.views)
+
+
+def resolution_expressivity(look: Look) -> float:
+    """The same of the last stage of each resolution, so that a space's depth counts less than what comes out."""
+    return mean(statistics.expressivity(_of_resolutions(view)) for view in look.views)
+
+
+def progressivity(look: Look) -> float:
+    """:func:`~nni_cssnas.scores.statistics.progressivity` of all stages."""
+    return mean(statistics.progressivity(_entropies(view)) for view in look.views)
+
+
+def continuity(look: Look) -> float:
+    """The least :func:`~nni_cssnas.scores.statistics.similarity` of consecutive stages."""
+    return mean(_continuity(view) for view in look.views)
+
+
+def nonlinearity(look: Look) -> float:
+    """:func:`~nni_cssnas.scores.statistics.nonlinearity` between images and their mixtures."""
+    images, features = look.images[0], look.views[0].features.detach()
+    mixed = look.features_of((images + images.roll(1, 0)) / 2)
+    return statistics.nonlinearity(mixed, (features + features.roll(1, 0)) / 2)
+
+
+def jacov(look: Look) -> float:
+    """:func:`~nni_cssnas.scores.statistics.jacov` of all views together."""
+    return statistics.jacov(torch.cat([view.gradient for view in look.views if view.gradient is not None]))
+
+
+def naswot(look: Look) -> float:
+    """:func:`~nni_cssnas.scores.statistics.naswot` of all views together."""
+    return statistics.naswot(torch.cat([view.codes for view in look.views]))
+
+
+def swap(look: Look) -> float:
+    """:func:`~nni_cssnas.scores.statistics.distinct_patterns` of the first :data:`SWAP_IMAGES` images."""
+    return float(statistics.distinct_patterns(look.views[0].codes[:SWAP_IMAGES]))
+
+
+def gradient_flow(look: Look) -> float:
+    """:func:`~nni_cssnas.scores.statistics.gradient_flow` of the mean over both halves of the batch."""
+    return statistics.gradient_flow([(a + b) / 2 for a, b in zip(*look.weight_gradients, strict=True)])
+
+
+def zico(look: Look) -> float:
+    """:func:`~nni_cssnas.scores.statistics.zico` of both halves of the batch."""
+    return statistics.zico(*look.weight_gradients)
+
+
+def mean(values: Iterable[float]) -> float:
+    """Of at least one number, summed without rounding in between."""
+    numbers = list(values)
+    return math.fsum(numbers) / len(numbers)
+
+
+def _entropies(item: View) -> list[float]:
+    return [stage.entropy for stage in item.stages]
+
+
+def _of_resolutions(item: View) -> list[float]:
+    ends = zip(item.stages, [*item.stages[1:], None], strict=True)
+    return [stage.entropy for stage, after in ends if after is None or after.resolution != stage.resolution]
+
+
+def _continuity(item: View) -> float:
+    pairs = zip(item.stages, item.stages[1:], strict=False)
+    return min((statistics.similarity(before.gram, after.gram) for before, after in pairs), default=1.0)

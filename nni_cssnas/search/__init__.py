@@ -1,0 +1,1 @@
+"""Search without trials of NNI's: random, or TPE on what was scored so far."""
