@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_WEIGHTS", "MEASURES", "Measure", "check_name", "find_measure", "register"]
 
-NEEDS = ("codes", "macs", "pair")
+NEEDS = ("codes", "macs", "pair", "stages")
 """What costs time, and is only there for measures that need it: which activations are on; the multiply-adds of each layer;
-both views of a batch, and the gradients of the weights."""
+both views of a batch, and the gradients of the weights; gradients from stage to stage."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,9 @@ MEASURES: dict[str, Measure] = {
         _own("progressivity", "AZ-NAS, arXiv:2403.19232"),
         _own("continuity", "CKA of consecutive stages, arXiv:1905.00414"),
         _own("nonlinearity", "features of mixtures against mixtures of features"),
+        _own("last_entropy", "AZ-NAS, arXiv:2403.19232, of the last stage alone"),
+        _own("trainability", "AZ-NAS, arXiv:2403.19232", "stages"),
+        _own("gradient_spread", "the deviation of the gradient's size over depth", "stages"),
         _own("jacov", "Mellor et al., arXiv:2006.04647v1"),
         _own("naswot", "Mellor et al., arXiv:2006.04647", "codes"),
         _own("swap", "SWAP-NAS, arXiv:2403.04161", "codes"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,6 +56,8 @@ class View:
         Of the features, with alternating signs, by the image: as the images, or None if they do not depend on them.
     idle_macs
         Multiply-adds of layers that do not reach the features, or see the same for every image.
+    outputs
+        Of the stages, with their graph, where ``stages`` are needed.
     """
 
     stages: list[Stage]
@@ -62,6 +65,7 @@ class View:
     features: Tensor
     gradient: Tensor | None
     idle_macs: int
+    outputs: list[Tensor]
 
 
 class Look:
@@ -119,6 +123,12 @@ class Look:
             return _features(self.model, images, self.classifier)
 
     @cached_property
+    def stage_gradients(self) -> list[list[tuple[Tensor, Tensor]]]:
+        """For each view and each stage but the first: a random sign for every number of its output, and the gradient of
+        their product by the output of the stage before (zeros where that does not reach it)."""
+        return [_stage_gradients(view.outputs) for view in self.views]
+
+    @cached_property
     def weight_gradients(self) -> tuple[list[Tensor], list[Tensor]]:
         """Gradients of the contrastive loss on either half of the batch, for the weights of all layers but the classifier."""
         return _weight_gradients(self.model, self.views, self.classifier)
@@ -126,6 +136,7 @@ class Look:
 
 def _pass(model: nn.Module, images: Tensor, stages: Sequence[str], classifier: str | None, needs: set[str]) -> View:
     measured: dict[str, Stage] = {}
+    outputs: dict[str, Tensor] = {}
     layers: list[tuple[Tensor, int]] = []  # outputs of layers that see more than a constant, with their multiply-adds
     constant_macs = 0
 
@@ -136,6 +147,8 @@ def _pass(model: nn.Module, images: Tensor, stages: Sequence[str], classifier: s
                 # Measured at once: a later layer may work in place.
                 resolution = tuple(tensor.shape[2:]) if tensor.ndim == 4 else tuple(tensor.shape[1:2])
                 measured[name] = Stage(entropy(tensor), resolution, gram(tensor))
+                if "stages" in needs:
+                    outputs[name] = tensor
 
         return hook
 
@@ -181,7 +194,10 @@ def _pass(model: nn.Module, images: Tensor, stages: Sequence[str], classifier: s
     if gradient is not None:
         gradient = gradient * signs[:, :, None, None]
     idle = sum(macs for (_, macs), g in zip(layers, reached, strict=True) if g is None or not _any(g))
-    return View([measured[name] for name in stages], recorder.all(images), features, gradient, constant_macs + idle)
+    kept = [outputs[name] for name in stages] if "stages" in needs else []
+    return View(
+        [measured[name] for name in stages], recorder.all(images), features, gradient, constant_macs + idle, kept
+    )
 
 
 def _differs(tensor: Tensor) -> bool:
@@ -217,6 +233,20 @@ def _is_dead(item: View) -> bool:
     if spread <= 1e-6 * float(features.abs().max()):
         return True
     return item.gradient is None or not bool(torch.isfinite(item.gradient).all()) or not bool(item.gradient.any())
+
+
+def _stage_gradients(outputs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for before, after in itertools.pairwise(outputs):
+        signs = torch.randint(0, 2, after.shape, generator=generator).mul_(2).sub_(1).to(after.device, after.dtype)
+        (gradient,) = (
+            torch.autograd.grad(after, before, signs, retain_graph=True, allow_unused=True)
+            if after.requires_grad and before.requires_grad
+            else (None,)
+        )
+        found.append((signs, torch.zeros_like(before) if gradient is None else gradient))
+    return found
 
 
 def _weight_gradients(

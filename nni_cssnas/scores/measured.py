@@ -19,12 +19,15 @@ __all__ = [
     "effective_macs",
     "expressivity",
     "gradient_flow",
+    "gradient_spread",
     "jacov",
+    "last_entropy",
     "naswot",
     "nonlinearity",
     "progressivity",
     "resolution_expressivity",
     "swap",
+    "trainability",
     "zico",
 ]
 
@@ -55,6 +58,26 @@ def progressivity(look: Look) -> float:
 def continuity(look: Look) -> float:
     """The least :func:`~nni_cssnas.scores.statistics.similarity` of consecutive stages."""
     return mean(_continuity(view) for view in look.views)
+
+
+def last_entropy(look: Look) -> float:
+    """:func:`~nni_cssnas.scores.statistics.entropy` of the last stage: the effective dimensions that come out."""
+    return mean(view.stages[-1].entropy for view in look.views)
+
+
+def trainability(look: Look) -> float:
+    """The mean of :func:`~nni_cssnas.scores.statistics.trainability` over the stages after the first."""
+    found = [statistics.trainability(after, signs) for view in look.stage_gradients for signs, after in view]
+    return mean(found) if found else 0.0
+
+
+def gradient_spread(look: Look) -> float:
+    """Minus the deviation over the stages of the logarithm of the gradient's size: 0 where none vanishes or explodes."""
+    sizes = [
+        [math.log(max(float(after.norm()) / math.sqrt(after.numel()), 1e-12)) for _, after in view]
+        for view in look.stage_gradients
+    ]
+    return mean(-float(torch.tensor(row).std(correction=0)) if len(row) > 1 else 0.0 for row in sizes)
 
 
 def nonlinearity(look: Look) -> float:

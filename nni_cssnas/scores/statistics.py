@@ -27,6 +27,7 @@ __all__ = [
     "nonlinearity",
     "progressivity",
     "similarity",
+    "trainability",
     "zico",
 ]
 
@@ -170,6 +171,31 @@ def nonlinearity(mixed: Tensor, mixture: Tensor) -> float:
     a, b = ((rows - rows.mean(0)).detach().double().flatten() for rows in (mixed, mixture))
     norms = float(a.norm() * b.norm())
     return 1.0 - float(a @ b) / norms if norms > 0 else 0.0
+
+
+def trainability(gradients: Tensor, signs: Tensor) -> float:
+    """How near a block's Jacobian is to one that keeps lengths: 2 - s - 1 / s (AZ-NAS, arXiv:2403.19232, section 3.3).
+
+    ``s`` is the largest singular value of the mean outer product of the gradients before and after the block.
+    At most 0, where s is 1; ``-inf`` never: s is at least 1e-6.
+
+    Parameters
+    ----------
+    gradients
+        Before the block, ``(n, C, H, W)`` or ``(n, N, C)``.
+    signs
+        After it, random signs of which the former are the products with the block's Jacobian.
+    """
+    if gradients.ndim == 4 and signs.ndim == 4 and gradients.shape[2] != signs.shape[2]:
+        # As AZ-NAS does: the pixels that become one are channels of it.
+        gradients = torch.nn.functional.pixel_unshuffle(gradients, gradients.shape[2] // signs.shape[2])
+    before, after = (
+        tensor.movedim(1, -1).reshape(-1, tensor.shape[1]) if tensor.ndim == 4 else tensor.reshape(-1, tensor.shape[-1])
+        for tensor in (gradients.detach(), signs)
+    )
+    product = (before.double().T @ after.double()) / len(before)
+    largest = max(float(torch.linalg.matrix_norm(_finite(product).cpu(), 2)), 1e-6)
+    return 2 - largest - 1 / largest
 
 
 def gradient_flow(gradients: Sequence[Tensor]) -> float:
