@@ -87,14 +87,13 @@ def build(arch: str, *, share: int = 4, dataset: str = "cifar") -> nn.Module:
     The stem ``cifar`` keeps the resolution, as views of 16 pixels need; what the others are trained with on 224 pixels
     divides it by 8.
     """
-    data, _ = _parse(arch)
+    data, cells = _parse(arch)
     space = SPACES[data["space"]]
     width = max(2, data["width"] // share // 2 * 2)  # half of it goes into either part of a factorized reduction
-    # Only what is chosen is built: `freeze` copies the whole space, which takes as long as a score.
+    # Only what is chosen is built: `freeze` copies the whole space, and NNI's cell makes each candidate on every edge.
+    chosen = {operation for cell in cells.values() for operation, _ in cell.edges}
     with model_context(to_sample(arch)):
-        network: nn.Module = NDS(
-            list(space.operations), space.merge, space.num_nodes, width, data["num_cells"], dataset
-        )
+        network: nn.Module = NDS(sorted(chosen), space.merge, space.num_nodes, width, data["num_cells"], dataset)
     return network
 
 
