@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments" / "be
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import tables
+    from nni.nas.hub.pytorch import DARTS
     from nni.nas.space import model_context
     from tables import darts, nasbench101, nasbench201, nds, transnas_macro, transnas_micro
 
@@ -117,7 +118,16 @@ def test_darts_is_the_network_of_the_genotype(genotype: dict[str, Any]) -> None:
         structure = inspect(network, 16)
         assert len(structure.stages) == num_cells + 1  # and the stem
         assert structure.num_features == 4 * 4 * width
-    assert type(darts.build(text(genotype))).__name__ == ("DARTS" if genotype is TWICE else "CellNetwork")
+    assert type(darts.build(text(genotype))).__name__ == ("NDS" if genotype is TWICE else "CellNetwork")
+
+
+def test_darts_of_nni_is_its_own_class() -> None:
+    ours = darts.build(text(TWICE), num_cells=5, channels=4)
+    with model_context(darts.to_sample(text(TWICE))):
+        theirs = DARTS(width=4, num_cells=5, dataset="cifar")
+    theirs.load_state_dict(ours.state_dict())  # raises if a name or a shape differs
+    images = torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(ours.eval()(images), theirs.eval()(images))
 
 
 def test_darts_samples_by_hand() -> None:

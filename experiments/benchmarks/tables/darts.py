@@ -11,7 +11,7 @@ from typing import Any
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from nni.nas.hub.pytorch import DARTS
+    from nni.nas.hub.pytorch.nasnet import NDS
     from nni.nas.space import model_context
 
 import numpy as np
@@ -49,8 +49,10 @@ def build(arch: str, *, num_cells: int = 5, channels: int = 8) -> nn.Module:
     """The network; the default is that of the ``cpu`` preset."""
     sample = to_sample(arch)
     if "normal/op_2_0" in sample:
+        # Its `DARTS` with the operations that are chosen only: NNI's cell makes each candidate on every edge.
+        chosen = {value for label, value in sample.items() if "/op_" in label}
         with model_context(sample):
-            hub: nn.Module = DARTS(width=channels, num_cells=num_cells, dataset="cifar")
+            hub: nn.Module = NDS(sorted(chosen), "all", NODES, channels, num_cells, "cifar")
         return hub
     network: nn.Module = _space(num_cells, channels).freeze(sample)
     return network
