@@ -52,7 +52,7 @@ from tables import (
 
 from nni_cssnas.base.files import replacing, write_atomically
 from nni_cssnas.base.paths import make_importable
-from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError, nearest
+from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError, SpaceError, nearest
 from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES, find_measure
 from nni_cssnas.scores.combine import ReferenceSet, log_ranks
 
@@ -142,8 +142,11 @@ class Scorer:
     def row(self, arch: str) -> dict[str, Any]:
         """Everything that ``scores.csv`` holds of an architecture."""
         row: dict[str, Any] = {"arch": arch, "seconds": 0.0, **costs(self.name, arch)}
-        parts = [self.components(arch)] if self.names else []
-        parts += [self.trained(arch)] if self.criteria else []
+        try:
+            parts = [self.components(arch)] if self.names else []
+            parts += [self.trained(arch)] if self.criteria else []
+        except SpaceError as error:
+            raise SpaceError(f"{arch:.100} cannot be scored: {error}") from None
         for part in parts:
             row |= part | {"seconds": row["seconds"] + part["seconds"]}
         return row
@@ -446,7 +449,7 @@ def drawn_from(args: argparse.Namespace, job: Job) -> Drawn:
         table = read_table(job.table, module.to_sample, truth, getattr(module, "row_arch", None))
         sample = args.sample
         if sample is None or args.all is not None:
-            # Every row of a small table; what is excluded is drawn with numbers of rows, and cannot be known here.
+            # A table that is smaller than the number gives all that is not excluded.
             sample = min(sample or SAMPLE, len(table) - _excluded(args, len(table)))
         entries = draw(table, sample, args.seed, args.exclude)
         accuracies[truth] = np.array([entry.accuracy for entry in entries])

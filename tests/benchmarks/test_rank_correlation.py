@@ -221,6 +221,8 @@ def test_correlations_by_counting() -> None:
         return np.array([(values < value).sum() for value in values])
 
     assert found.spearman == pytest.approx(np.corrcoef(ranks(scores), ranks(accuracies))[0, 1])
+    tied = np.round(scores)
+    assert benchmark.correlate(tied, accuracies, 90).spearman == pytest.approx(spearmanr(tied, accuracies)[0])
     above = accuracies >= 90
     assert found.top == pytest.approx(np.corrcoef(ranks(scores[above]), ranks(accuracies[above]))[0, 1])
     assert found.chosen == pytest.approx(np.mean([a for _, a in sorted(zip(scores, accuracies, strict=True))[-3:]]))
@@ -561,6 +563,7 @@ def test_all_takes_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--depth", "2"], "--depth is 2; a network has at least 3 cells"),
         (["--width", "7"], "--width is 7; it must be even"),
         (["--references", "-1"], "--references is -1"),
+        (["--size", "4"], "cannot be scored: images of 4 pixels are smaller than the total stride of the network"),
     ],
 )
 def test_mistakes_are_one_line(
