@@ -4,7 +4,7 @@
     make minimum
 
 installs exactly the lower bounds of every dependency into an environment of its own (``MINIMUM``, default ``.venv-minimum``;
-several gigabytes) and runs the fast tests there. Packages that a dependency brings are the newest that it
+several gigabytes) and runs the fast tests there (or those files and folders that are named as arguments of this file). Packages that a dependency brings are the newest that it
 allows, as with ``uv pip install --resolution lowest-direct``. It is not part of ``make test``, which takes the newest of everything.
 
 Last run on 25 November 2026, on Python 3.11 and Linux x86_64, folder by folder: config, export, images, results, retrain, scores, spaces,
@@ -74,7 +74,7 @@ def main() -> int:
         check=True,
     )
     return subprocess.run(
-        [python, "-m", "pytest", "-m", "not slow and not integration"], cwd=ROOT, check=False
+        [python, "-m", "pytest", "-m", "not slow and not integration", *sys.argv[1:]], cwd=ROOT, check=False
     ).returncode
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,3 +82,29 @@ def test_it_searches_outside_of_a_checkout(site: Path, tmp_path: Path) -> None:
         "print(GUARD.is_file())"
     )
     assert outside(site, tmp_path, "-c", code).splitlines() == ["torch.Size([1, 10])", "True"]
+
+
+SMALLER = {
+    "num=200, minutes=20": 'num=2, config={"untrained": {"references": 8, "batch_size": 8}, "threads": 1}',
+    "epochs=20": "epochs=1, channels=4, num_cells=3, size=32, auxiliary_weight=0, batch_size=8",
+}
+"""What makes the README's lines take seconds."""
+
+
+@pytest.mark.slow
+def test_the_readmes_lines_of_python(site: Path, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    for long, short in SMALLER.items():
+        assert long in code
+        code = code.replace(long, short)
+    rng = np.random.default_rng(0)
+    for folder, number in (("photos", 40), ("labelled/cat", 16), ("labelled/dog", 16)):
+        (tmp_path / folder).mkdir(parents=True)
+        for index in range(number):
+            picture = rng.integers(0, 255, (6, 8, 3), dtype=np.uint8)
+            Image.fromarray(picture).resize((60, 48)).save(tmp_path / folder / f"{index}.jpg")
+    (tmp_path / "first.py").write_text(code)
+    said = outside(site, tmp_path, "first.py")
+    assert "Genotype(" in said
+    assert (tmp_path / "network.onnx").is_file()
+    assert (tmp_path / "retrained" / "best.pt").is_file()

@@ -19,12 +19,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import nasbench201
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from search import interval
-from tables import default_table, read_table
+from tables import default_table, nasbench201, read_table
 
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import CssnasError

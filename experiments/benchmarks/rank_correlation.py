@@ -4,24 +4,28 @@
     python experiments/benchmarks/rank_correlation.py --benchmark nasbench201 \\
         --table nasbench201.csv.gz --images cifar10.npz --sample 600 --seed 2 --exclude 1:600
 
-draws architectures from a table, scores each untrained network on contrastive views, and prints for
-every score Spearman and Kendall, Spearman among the best architectures, the mean accuracy of the top
-10 % that it chooses, bootstrap intervals, and seconds per architecture. ``--out`` collects
-``scores.csv`` (a row for each architecture; a run that was stopped goes on where it stopped),
-``summary.csv`` and ``scatter.png``.
+draws architectures from a table, scores each untrained network on contrastive views, and prints for every score Spearman and
+Kendall, Spearman among the best architectures and at equal parameters, the mean accuracy of the top 10 % that it chooses, how
+much worse than the best its first choice is, bootstrap intervals, and seconds per architecture. ``--out`` collects
+``scores.csv`` (a row for each architecture; a run that was stopped goes on where it stopped), ``summary.csv`` and
+``scatter.png``.
+
+    python experiments/benchmarks/rank_correlation.py --all FOLDER --images cifar10.npz
+
+does that with every table of a folder, whatever its name, and writes ``summary.md``, one row for each table and accuracy.
+``experiments/benchmarks/tables`` has the spaces.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import importlib
+import io
 import json
 import math
 import statistics
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,80 +33,37 @@ from typing import Any
 
 import numpy as np
 import yaml
+from correlation import Correlation, bootstrap, correlate, rank_sum
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
-from scipy.stats import kendalltau, spearmanr
-from tables import ACCURACY, Entry, default_table, draw, read_table
+from tables import (
+    BENCHMARKS,
+    Entry,
+    adapter,
+    costs,
+    default_table,
+    draw,
+    read_table,
+    recognise,
+    truths_of,
+)
 
 from nni_cssnas.base.files import replacing, write_atomically
-from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError, nearest
-from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES
-from nni_cssnas.scores.combine import ReferenceSet
+from nni_cssnas.base.paths import make_importable
+from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError, SpaceError, nearest
+from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES, find_measure
+from nni_cssnas.scores.combine import ReferenceSet, log_ranks
 
-BENCHMARKS = ("nasbench201", "nasbench_macro")
 COMPONENTS = tuple(MEASURES)
 COSTS = ("params", "macs")
 CRITERIA = ("loss", "drop", "held_out", "alignment", "uniformity")
 """What a short contrastive training shows; measured only where it is asked for."""
 COMBINED = "untrained"
-TABLE_NETWORK: dict[str, dict[str, Any]] = {
-    # The table's network has 5 equal cells in each stage; one ranks alike in both costs, and is built 7 times faster.
-    "nasbench201": {},
-    "nasbench_macro": {"channels": 32},
-}
-
-TRAINED_NETWORK: dict[str, dict[str, Any]] = {
-    # Narrow, for what is trained: a fourth of the multiply-adds.
-    "nasbench201": {"stem_out_channels": 8},
-    "nasbench_macro": {"channels": 8},
-}
-
-
-# ---- statistics ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """How a score orders architectures; ``top`` is Spearman above the threshold, NaN if fewer than 3 are."""
-
-    spearman: float
-    kendall: float
-    top: float
-    chosen: float
-
-
-def correlate(scores: NDArray[np.float64], accuracies: NDArray[np.float64], threshold: float) -> Correlation:
-    """The four numbers; ``chosen`` is the mean accuracy of the tenth of the architectures with the best scores."""
-    above = accuracies >= threshold
-    best = np.argsort(-scores, kind="stable")[: max(1, round(len(scores) / 10))]
-    with warnings.catch_warnings():
-        # A constant score has no correlation: nan.
-        warnings.simplefilter("ignore")
-        top = spearmanr(scores[above], accuracies[above])[0] if above.sum() > 2 else math.nan
-        return Correlation(
-            float(spearmanr(scores, accuracies)[0]),
-            float(kendalltau(scores, accuracies)[0]),
-            float(top),
-            float(accuracies[best].mean()),
-        )
-
-
-def bootstrap(
-    scores: NDArray[np.float64], accuracies: NDArray[np.float64], threshold: float, resamples: int, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals of each number of :class:`Correlation`, resampling architectures."""
-    rng = np.random.default_rng(seed)
-    drawn = [rng.integers(0, len(scores), len(scores)) for _ in range(resamples)]
-    results = [correlate(scores[index], accuracies[index], threshold) for index in drawn]
-    intervals = {}
-    for name in ("spearman", "kendall", "top", "chosen"):
-        values = np.array([getattr(result, name) for result in results])
-        values = values[np.isfinite(values)]
-        low, high = np.percentile(values, [2.5, 97.5]) if len(values) else (math.nan, math.nan)
-        intervals[name] = (float(low), float(high))
-    return intervals
+PATH = "params+path"
+"""Of cells: the ranks of the parameters and of the longest way through the network, in convolutions."""
+SAMPLE = 300
 
 
 # ---- scoring ------------------------------------------------------------------------------------------
@@ -113,24 +74,41 @@ def components_of(scores: Sequence[str]) -> tuple[str, ...]:
     if not scores:
         return COMPONENTS
     needed = set(scores) | (set(DEFAULT_WEIGHTS) if COMBINED in scores else set())
-    return tuple(name for name in COMPONENTS if name in needed)
+    return (*(name for name in COMPONENTS if name in needed), *(name for name in dict.fromkeys(scores) if ":" in name))
+
+
+def check_scores(scores: Sequence[str]) -> None:
+    """Refuse what cannot be measured.
+
+    Raises
+    ------
+    ConfigError
+        With the nearest name, or why a measure of the user's own cannot be imported.
+    """
+    known = (COMBINED, *COMPONENTS, *CRITERIA, *COSTS, PATH)
+    for name in scores:
+        if ":" in name:
+            find_measure(name)
+        elif name not in known:
+            raise ConfigError(f"unknown score {name!r}{nearest(name, known)}, or module:function of your own")
 
 
 class Scorer:
     """Builds and scores one architecture after the other; all share the weights' seed and the views.
 
-    ``size`` and ``batch`` are those of the views, ``names`` the components to measure.
+    ``size`` and ``batch`` are those of the views, ``names`` the components to measure, ``arguments`` those of the network.
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, benchmark: str) -> None:
         import torch
 
         from nni_cssnas.config import ImagesConfig, ProxyConfig, ViewsConfig
         from nni_cssnas.images import load_images, make_views
         from nni_cssnas.scores.contrastive import check_images
 
-        self.benchmark = importlib.import_module(args.benchmark)
-        self.name: str = args.benchmark
+        self.benchmark = adapter(benchmark)
+        self.name = benchmark
+        self.arguments = network_arguments(args, benchmark)
         self.size: int = args.size
         self.seed: int = args.score_seed
         self.names: tuple[str, ...] = components_of(args.scores)
@@ -152,7 +130,7 @@ class Scorer:
         from nni_cssnas.spaces.backbone import inspect
 
         start = time.perf_counter()
-        network = self.benchmark.build(arch)
+        network = self.benchmark.build(arch, **self.arguments)
         structure = inspect(network, self.size)
         stages = [stage.name for stage in structure.stages]
         result = measure(
@@ -160,6 +138,18 @@ class Scorer:
         )
         result["seconds"] = time.perf_counter() - start
         return result
+
+    def row(self, arch: str) -> dict[str, Any]:
+        """Everything that ``scores.csv`` holds of an architecture."""
+        row: dict[str, Any] = {"arch": arch, "seconds": 0.0, **costs(self.name, arch)}
+        try:
+            parts = [self.components(arch)] if self.names else []
+            parts += [self.trained(arch)] if self.criteria else []
+        except SpaceError as error:
+            raise SpaceError(f"{arch:.100} cannot be scored: {error}") from None
+        for part in parts:
+            row |= part | {"seconds": row["seconds"] + part["seconds"]}
+        return row
 
     def trained(self, arch: str) -> dict[str, Any]:
         """The criteria after a short contrastive training, each to be maximised, every epoch's loss, and ``seconds``."""
@@ -171,7 +161,7 @@ class Scorer:
         start = time.perf_counter()
         torch.manual_seed(self.seed)
         found = train_contrastive(
-            Backbone(self.benchmark.build(arch, **TRAINED_NETWORK[self.name]), self.size),
+            Backbone(self.benchmark.build(arch, **self.arguments | self.benchmark.TRAINED_NETWORK), self.size),
             self.train_images,
             self.training,
             views=self.draw_views,
@@ -183,12 +173,11 @@ class Scorer:
         result["seconds"] = time.perf_counter() - start
         return result
 
-    def costs(self, arch: str) -> dict[str, float]:
-        """Parameters and multiply-adds at the table's width, on 32x32 images."""
-        from nni_cssnas.scores.cost import multiply_adds, num_parameters
 
-        network = self.benchmark.build(arch, **TABLE_NETWORK[self.name])
-        return {"params": float(num_parameters(network)), "macs": float(multiply_adds(network, (3, 32, 32)))}
+def network_arguments(args: argparse.Namespace, benchmark: str) -> dict[str, int]:
+    """What ``--depth`` and ``--width`` change in the network that is scored."""
+    named = {"num_cells": args.depth, "channels": args.width}
+    return {name: value for name, value in named.items() if value is not None and benchmark == "darts"}
 
 
 class Rows:
@@ -209,17 +198,21 @@ class Rows:
                     "give another --out"
                 )
             with self.path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
+                reader = csv.DictReader(file)
+                if set(reader.fieldnames or self.fields) != set(self.fields):
+                    raise ExperimentError(
+                        f"{folder} holds other scores: {', '.join(reader.fieldnames or [])}; give another --out"
+                    )
+                for row in reader:
                     # The last row of a run that was killed may be cut.
                     if set(row) == set(self.fields) and all(row.values()):
                         self.rows[row["arch"]] = row
         write_atomically(note, text)
-        lines = [",".join(self.fields)]
-        lines += [
-            ",".join(f'"{row[name]}"' if "," in row[name] else row[name] for name in self.fields)
-            for row in self.rows.values()
-        ]
-        write_atomically(self.path, "\n".join(lines) + "\n")
+        text_of_rows = io.StringIO()
+        writer = csv.DictWriter(text_of_rows, self.fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows.values())
+        write_atomically(self.path, text_of_rows.getvalue())
 
     def add(self, row: Mapping[str, Any]) -> None:
         values = {name: str(row[name]) for name in self.fields}
@@ -236,21 +229,59 @@ def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 # ---- the command --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Job:
+    """A table to score: its benchmark, the columns to predict, and the folder of its results."""
+
+    benchmark: str
+    table: Path
+    truths: tuple[str, ...]
+    out: Path
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The architectures that were drawn from a table, and by each column their accuracies."""
+
+    entries: Sequence[Entry]
+    accuracies: Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one score predicts one column of a table."""
+
+    truth: str
+    score: str
+    found: Correlation
+    intervals: Mapping[str, tuple[float, float]]
+    architectures: int
+    ceiling: float | None
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmark", choices=BENCHMARKS, default="nasbench201")
+    parser.add_argument("--benchmark", choices=BENCHMARKS, help="space of the table (default: that of its first row)")
     parser.add_argument(
         "--table",
         type=Path,
-        help="CSV with the columns arch and cifar10_test, plain or .gz (default: that in $CSSNAS_DATA)",
+        help="CSV with the column arch and those of accuracies, plain or .gz (default: that in $CSSNAS_DATA)",
     )
+    parser.add_argument("--all", type=Path, metavar="FOLDER", help="every table of a folder, known by its first row")
     parser.add_argument(
-        "--accuracy", default=ACCURACY, metavar="COLUMN", help=f"accuracy to predict (default: {ACCURACY})"
+        "--truth",
+        "--accuracy",
+        nargs="+",
+        default=[],
+        metavar="COLUMN",
+        help="accuracy to predict (default: what the benchmark's tables have, as cifar10_test)",
     )
     parser.add_argument(
         "--images", default="tiles", help="tiles, cifar10, a folder of images, or an .npz (default: tiles)"
     )
-    parser.add_argument("--sample", type=int, default=300, help="architectures to draw (default: 300)")
+    parser.add_argument(
+        "--sample", type=int, help=f"architectures to draw (default: {SAMPLE}, or all of a smaller table)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default: 0)")
     parser.add_argument(
         "--exclude",
@@ -260,7 +291,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="SEED:N",
         help="leave out what --seed SEED --sample N draws; may be repeated",
     )
-    parser.add_argument("--scores", nargs="+", default=[], metavar="NAME", help="what to print (default: everything)")
+    parser.add_argument(
+        "--scores",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="what to print, also module:function of your own (default: everything)",
+    )
     parser.add_argument(
         "--contrastive",
         nargs="+",
@@ -270,22 +307,28 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"training for the scores {', '.join(CRITERIA)}: proxy.yml's section contrastive, over the preset cpu",
     )
     parser.add_argument("--train-images", type=int, default=576, help="images of this training (default: 576)")
+    parser.add_argument(
+        "--depth", type=int, metavar="N", help="darts: cells of the network that is scored (default: 5)"
+    )
+    parser.add_argument("--width", type=int, metavar="N", help="darts: its channels (default: 8)")
     parser.add_argument("--size", type=int, default=16, help="edge of the views in pixels (default: 16)")
     parser.add_argument("--batch", type=int, default=64, help="images (default: 64)")
     parser.add_argument("--score-seed", type=int, default=0, help="seed of weights, views and references (default: 0)")
     parser.add_argument(
-        "--references", type=int, default=128, help="reference architectures drawn from the space (default: 128)"
+        "--references",
+        type=int,
+        default=128,
+        help="architectures of the space that the default score's ranks are taken among; 0: those drawn (default: 128)",
     )
-    parser.add_argument("--threshold", type=float, default=90.0, help="accuracy of the upper part (default: 90)")
+    parser.add_argument(
+        "--threshold", type=float, help="accuracy of the upper part (default: 90 in NAS-Bench, else the median)"
+    )
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: 1000)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument(
-        "--out", type=Path, help="folder of the results (default: runs/rank_correlation/BENCHMARK-SAMPLE-SEED)"
+        "--out", type=Path, help="folder of the results (default: runs/rank_correlation/TABLE-SAMPLE-SEED)"
     )
-    args = parser.parse_args(arguments)
-    if args.out is None:
-        args.out = Path("runs/rank_correlation") / f"{args.benchmark}-{args.sample}-{args.seed}"
-    return args
+    return parser.parse_args(arguments)
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -303,8 +346,8 @@ def _setting(text: str) -> tuple[str, Any]:
     return key, yaml.safe_load(value)
 
 
-def run(args: argparse.Namespace, console: Console) -> None:
-    """Draw, score, report.
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Draw, score, report; the number of tables that could not be used.
 
     Raises
     ------
@@ -314,30 +357,133 @@ def run(args: argparse.Namespace, console: Console) -> None:
     import torch
 
     torch.set_num_threads(args.threads)
-    benchmark = importlib.import_module(args.benchmark)
-    table = args.table or default_table(args.benchmark)
-    entries = draw(read_table(table, benchmark.to_sample, args.accuracy), args.sample, args.seed, args.exclude)
-    known = (COMBINED, *COMPONENTS, *CRITERIA, *COSTS)
-    for name in args.scores:
-        if name not in known:
-            raise ConfigError(f"unknown score {name!r}{nearest(name, known)}")
-    scorer = Scorer(args)
+    check_arguments(args)
+    if args.all is not None:
+        return run_all(args, console)
+    job = the_job(args)
+    report(args, job, *score(args, job, console), console)
+    return 0
+
+
+def run_all(args: argparse.Namespace, console: Console) -> int:
+    """Every table of a folder; the number of those that could not be used. Raises CssnasError as :func:`run`."""
+    out = args.out or _default_out("all")
+    found: dict[str, list[Line]] = {}
+    problems = 0
+    for path in tables_in(args.all):
+        try:
+            benchmark = recognise(path)
+            if benchmark is None:
+                print(f"passed over: the first row of {path} is of none of {', '.join(BENCHMARKS)}", file=sys.stderr)
+                continue
+            job = Job(benchmark, path, tuple(truths_of(path, benchmark)), out / _stem(path))
+            found[_stem(path)] = report(args, job, *score(args, job, console), console)
+        except ConfigError as error:
+            problems += 1
+            print(f"error: {error}", file=sys.stderr)
+    if not found:
+        raise ConfigError(f"{args.all} holds no table that can be used; experiments/benchmarks/tables has the spaces")
+    write_atomically(out / "summary.md", markdown(found))
+    console.print(f"all tables: {out / 'summary.md'}")
+    return problems
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what can be seen to be wrong before a table is read. Raises ConfigError."""
+    if args.all is not None and (args.table is not None or args.benchmark is not None or args.truth):
+        raise ConfigError("--all takes every table of its folder; leave out --table, --benchmark and --truth")
+    if args.depth is not None and args.depth < 3:
+        raise ConfigError(f"--depth is {args.depth}; a network has at least 3 cells")
+    if args.width is not None and (args.width < 2 or args.width % 2):
+        raise ConfigError(f"--width is {args.width}; it must be even, at least 2")
+    if args.references < 0:
+        raise ConfigError(f"--references is {args.references}; it must be 0 or more")
+    check_scores(args.scores)
+
+
+def the_job(args: argparse.Namespace) -> Job:
+    """The table that ``--benchmark``, ``--table`` and ``--truth`` name.
+
+    Raises
+    ------
+    ConfigError
+        If the table is of another benchmark, or an argument is not for this one.
+    """
+    table = args.table or default_table(args.benchmark or "nasbench201")
+    found = recognise(table)
+    benchmark = args.benchmark or found or "nasbench201"
+    if found not in (None, benchmark):
+        raise ConfigError(f"{table} is a table of {found}, and --benchmark is {benchmark}; use --benchmark {found}")
+    for name, value in (("--depth", args.depth), ("--width", args.width)):
+        if value is not None and benchmark != "darts":
+            raise ConfigError(f"{name} is for darts; {benchmark} has one size, or names it in each row")
+    if PATH in args.scores and not hasattr(adapter(benchmark), "path"):
+        raise ConfigError(f"score {PATH!r} is for cells, and {benchmark} has none")
+    truths = tuple(dict.fromkeys(args.truth or truths_of(table, benchmark)))
+    depth = f"-{args.depth}cells" if args.depth else ""
+    name = f"{_stem(table) if args.table else benchmark}-{args.sample or SAMPLE}-{args.seed}{depth}"
+    return Job(benchmark, table, truths, args.out or _default_out(name))
+
+
+def tables_in(folder: Path) -> list[Path]:
+    """The CSV files of a folder. Raises ConfigError if it is none."""
+    if not folder.is_dir():
+        raise ConfigError(f"--all is {str(folder)!r}, which is no folder")
+    return sorted(path for path in folder.iterdir() if path.name.endswith((".csv", ".csv.gz")))
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".csv")
+
+
+def _default_out(name: str) -> Path:
+    return Path("runs/rank_correlation") / name
+
+
+def drawn_from(args: argparse.Namespace, job: Job) -> Drawn:
+    """The architectures to score. Raises ConfigError as ``read_table`` and ``draw`` do."""
+    module = adapter(job.benchmark)
+    entries: list[Entry] = []
+    accuracies = {}
+    for truth in job.truths:
+        table = read_table(job.table, module.to_sample, truth, getattr(module, "row_arch", None))
+        sample = args.sample
+        if sample is None or args.all is not None:
+            # A table that is smaller than the number gives all that is not excluded.
+            sample = min(sample or SAMPLE, len(table) - _excluded(args, len(table)))
+        entries = draw(table, sample, args.seed, args.exclude)
+        accuracies[truth] = np.array([entry.accuracy for entry in entries])
+    return Drawn(entries, accuracies)
+
+
+def _excluded(args: argparse.Namespace, rows: int) -> int:
+    return len({index for seed, size in args.exclude for index in np.random.default_rng(seed).permutation(rows)[:size]})
+
+
+def score(
+    args: argparse.Namespace, job: Job, console: Console
+) -> tuple[Drawn, list[str], Mapping[str, Mapping[str, str]]]:
+    """What was drawn, the references, and the row of ``scores.csv`` of each. Raises CssnasError as :func:`run`."""
+    drawn = drawn_from(args, job)
+    scorer = Scorer(args, job.benchmark)
     settings = {
-        "benchmark": args.benchmark,
+        "benchmark": job.benchmark,
         "images": str(args.images),
         "size": args.size,
         "batch": args.batch,
         "score_seed": args.score_seed,
+        **scorer.arguments,
     }
     if scorer.criteria:
         settings |= {"contrastive": scorer.training.model_dump(mode="json"), "train_images": args.train_images}
     trained = (*scorer.criteria, "losses") if scorer.criteria else ()
-    fields = ("arch", *scorer.names, *trained, *COSTS, "seconds")
-    rows = Rows(args.out, fields, settings)
+    rows = Rows(job.out, ("arch", *scorer.names, *trained, *COSTS, "seconds"), settings)
     rng = np.random.default_rng(args.score_seed)
     combined = not args.scores or COMBINED in args.scores
-    references = list(dict.fromkeys(benchmark.random_arch(rng) for _ in range(args.references if combined else 0)))
-    todo = [arch for arch in dict.fromkeys([*references, *(entry.arch for entry in entries)]) if arch not in rows.rows]
+    like = drawn.entries[0].arch
+    number = args.references if combined else 0
+    references = list(dict.fromkeys(scorer.benchmark.random_arch(rng, like) for _ in range(number)))
+    wanted = list(dict.fromkeys([*references, *(entry.arch for entry in drawn.entries)]))
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -347,71 +493,174 @@ def run(args: argparse.Namespace, console: Console) -> None:
         console=console,
     )
     with bar:
-        task = bar.add_task(
-            "scoring", total=len(entries) + len(references), completed=len(entries) + len(references) - len(todo)
-        )
-        for arch in todo:
-            row = {"arch": arch, "seconds": 0.0, **scorer.costs(arch)}
-            for part in ([scorer.components(arch)] if scorer.names else []) + (
-                [scorer.trained(arch)] if scorer.criteria else []
-            ):
-                row |= part | {"seconds": row["seconds"] + part["seconds"]}
-            rows.add(row)
+        task = bar.add_task(f"scoring {_stem(job.table)}", total=len(wanted))
+        for arch in wanted:
+            if arch not in rows.rows:
+                rows.add(scorer.row(arch))
             bar.advance(task)
-    report(args, entries, references, rows.rows, console)
+    return drawn, references, rows.rows
+
+
+def columns_of(
+    args: argparse.Namespace,
+    job: Job,
+    entries: Sequence[Entry],
+    references: Sequence[str],
+    rows: Mapping[str, Mapping[str, str]],
+) -> dict[str, NDArray[np.float64]]:
+    """By score, one number for each architecture, in the order in which they are printed."""
+    module = adapter(job.benchmark)
+
+    def column(name: str) -> NDArray[np.float64]:
+        return np.array([float(rows[entry.arch][name]) for entry in entries])
+
+    columns = {}
+    for name in args.scores or [COMBINED, *COMPONENTS, *COSTS, PATH]:
+        if name == PATH and not hasattr(module, "path"):
+            continue
+        if name == COMBINED:
+            columns[name] = _combined(column, entries, references, rows)
+        elif name == PATH:
+            columns[name] = rank_sum(column("params"), np.array([float(module.path(entry.arch)) for entry in entries]))
+        else:
+            columns[name] = column(name)
+    return columns
+
+
+def _combined(
+    column: Any, entries: Sequence[Entry], references: Sequence[str], rows: Mapping[str, Mapping[str, str]]
+) -> NDArray[np.float64]:
+    """The default score: among the references, or without any among the architectures themselves."""
+    if not references:
+        return log_ranks({name: column(name) for name in DEFAULT_WEIGHTS}, DEFAULT_WEIGHTS)
+    parts = [{name: float(rows[arch][name]) for name in DEFAULT_WEIGHTS} for arch in references]
+    reference_set = ReferenceSet.from_scores(parts, weights=DEFAULT_WEIGHTS)
+    return np.array(
+        [reference_set.score({name: float(rows[entry.arch][name]) for name in DEFAULT_WEIGHTS}) for entry in entries]
+    )
+
+
+# ---- what is found ------------------------------------------------------------------------------------
 
 
 def report(
     args: argparse.Namespace,
-    entries: Sequence[Entry],
+    job: Job,
+    drawn: Drawn,
     references: Sequence[str],
     rows: Mapping[str, Mapping[str, str]],
     console: Console,
-) -> None:
-    """Print the table; write ``summary.csv`` and ``scatter.png`` beside ``scores.csv``."""
-    accuracies = np.array([entry.accuracy for entry in entries])
-    names = args.scores or [COMBINED, *COMPONENTS, *COSTS]
-    columns = {
-        name: np.array([float(rows[entry.arch][name]) for entry in entries]) for name in names if name != COMBINED
-    }
-    if references:
-        parts = [{name: float(rows[arch][name]) for name in DEFAULT_WEIGHTS} for arch in references]
-        reference_set = ReferenceSet.from_scores(parts, weights=DEFAULT_WEIGHTS)
-        values = [
-            reference_set.score({name: float(rows[entry.arch][name]) for name in DEFAULT_WEIGHTS}) for entry in entries
-        ]
-        columns = {COMBINED: np.array(values)} | columns
-    above = int((accuracies >= args.threshold).sum())
-    seconds = statistics.mean(float(rows[entry.arch]["seconds"]) for entry in entries)
-    table = Table(
-        title=f"{args.benchmark}: {len(entries)} architectures (seed {args.seed}), {above} above {args.threshold:g} %, "
-        f"{seconds:.2f} s each for all of these scores"
-    )
-    heads = ("Spearman", "Kendall", f"Spearman > {args.threshold:g} %", "top 10 % chosen")
-    table.add_column("score", no_wrap=True)
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+) -> list[Line]:
+    """Print a table for each column; write ``summary.csv`` and ``scatter.png`` beside ``scores.csv``."""
+    columns = columns_of(args, job, drawn.entries, references, rows)
+    params = np.array([float(rows[entry.arch]["params"]) for entry in drawn.entries])
+    seconds = statistics.mean(float(rows[entry.arch]["seconds"]) for entry in drawn.entries)
     lines = []
-    for name, scores in columns.items():
-        found = correlate(scores, accuracies, args.threshold)
-        intervals = bootstrap(scores, accuracies, args.threshold, args.resamples) if args.resamples else {}
-        cells, line = [], {"score": name}
-        for field, digits in (("spearman", 3), ("kendall", 3), ("top", 3), ("chosen", 2)):
-            value = getattr(found, field)
-            low, high = intervals.get(field, (math.nan, math.nan))
-            cells.append(f"{value:.{digits}f}" + (f" [{low:.{digits}f}, {high:.{digits}f}]" if intervals else ""))
-            line |= {field: f"{value:.4f}", f"{field}_low": f"{low:.4f}", f"{field}_high": f"{high:.4f}"}
-        table.add_row(name, *cells)
-        lines.append(line | {"architectures": str(len(entries)), "seconds": f"{seconds:.4f}"})
-    console.print(table)
-    text = [",".join(lines[0]), *(",".join(line.values()) for line in lines)]
-    write_atomically(args.out / "summary.csv", "\n".join(text) + "\n")
-    scatter(columns, accuracies, args)
-    console.print(f"scores.csv, summary.csv and scatter.png are in {args.out}")
+    for number, (truth, accuracies) in enumerate(drawn.accuracies.items()):
+        threshold = _threshold(args, job, accuracies)
+        ceiling = adapter(job.benchmark).CEILINGS.get(truth)
+        some = []
+        for name, scores in columns.items():
+            found = correlate(scores, accuracies, threshold, params)
+            intervals = (
+                bootstrap(scores, accuracies, threshold, args.resamples, params=params) if args.resamples else {}
+            )
+            some.append(Line(truth, name, found, intervals, len(drawn.entries), ceiling))
+        above = int((accuracies >= threshold).sum())
+        title = (
+            f"{job.benchmark}: {len(drawn.entries)} architectures (seed {args.seed}), {truth}, {above} above "
+            f"{threshold:.4g}, {seconds:.2f} s each for all of these scores"
+            + (f"; noise ceiling {ceiling:g}" if ceiling else "")
+        )
+        console.print(table_of(some, title, threshold))
+        scatter(columns, accuracies, threshold, job.out / (f"scatter-{truth}.png" if number else "scatter.png"))
+        lines += some
+    write_summary(job.out / "summary.csv", lines, seconds)
+    console.print(f"scores.csv, summary.csv and scatter.png are in {job.out}")
+    return lines
+
+
+def _threshold(args: argparse.Namespace, job: Job, accuracies: NDArray[np.float64]) -> float:
+    if args.threshold is not None:
+        return float(args.threshold)
+    return 90.0 if job.benchmark.startswith("nasbench") else float(np.median(accuracies))
+
+
+def table_of(lines: Sequence[Line], title: str, threshold: float) -> Table:
+    """One row for each score."""
+    heads = {
+        "spearman": "Spearman",
+        "kendall": "Kendall",
+        "top": f"Spearman > {threshold:.4g}",
+        "at_equal_params": "at equal params",
+        "chosen": "top 10 % chosen",
+        "regret": "regret",
+    }
+    table = Table(title=title)
+    table.add_column("score", no_wrap=True)
+    for head in heads.values():
+        table.add_column(head, justify="right", no_wrap=True)
+    small = all(abs(line.found.chosen) < 2 for line in lines)  # a loss, or a similarity
+    for line in lines:
+        cells = []
+        for field in heads:
+            digits = 3 if small or field not in ("chosen", "regret") else 2
+            text = f"{getattr(line.found, field):.{digits}f}"
+            if line.intervals and field != "regret":
+                low, high = line.intervals[field]
+                text += f" [{low:.{digits}f}, {high:.{digits}f}]"
+            cells.append(text)
+        table.add_row(line.score, *cells)
+    return table
+
+
+def write_summary(path: Path, lines: Sequence[Line], seconds: float) -> None:
+    """One row for each column of accuracies and score."""
+    rows = []
+    for line in lines:
+        row = {"score": line.score}
+        for fields in (("spearman", "kendall", "top", "chosen"), ("at_equal_params", "regret")):
+            for field in fields:
+                low, high = line.intervals.get(field, (math.nan, math.nan))
+                value = getattr(line.found, field)
+                row |= {field: f"{value:.4f}", f"{field}_low": f"{low:.4f}", f"{field}_high": f"{high:.4f}"}
+            row |= {"architectures": str(line.architectures), "seconds": f"{seconds:.4f}"}
+        ceiling = "" if line.ceiling is None else f"{line.ceiling:g}"
+        rows.append(row | {"truth": line.truth, "noise_ceiling": ceiling})
+    text = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    write_atomically(path, "\n".join(text) + "\n")
+
+
+def markdown(found: Mapping[str, Sequence[Line]]) -> str:
+    """One row for each table and column, one column for each score."""
+    scores = list(dict.fromkeys(line.score for lines in found.values() for line in lines))
+    heads = ["table", "accuracy", "architectures", "noise ceiling", *scores]
+    text = [
+        "Spearman [95 % interval]; partial rank correlation at equal parameters.",
+        "",
+        f"| {' | '.join(heads)} |",
+        f"|{' --- |' * len(heads)}",
+    ]
+    for name, lines in found.items():
+        for truth in dict.fromkeys(line.truth for line in lines):
+            by_score = {line.score: line for line in lines if line.truth == truth}
+            first = next(iter(by_score.values()))
+            ceiling = "" if first.ceiling is None else f"{first.ceiling:g}"
+            cells = [_cell(by_score[score]) if score in by_score else "" for score in scores]
+            text.append(f"| {' | '.join([name, truth, str(first.architectures), ceiling, *cells])} |")
+    return "\n".join(text) + "\n"
+
+
+def _cell(line: Line) -> str:
+    text = f"{line.found.spearman:.3f}"
+    if line.intervals:
+        low, high = line.intervals["spearman"]
+        text += f" [{low:.2f}, {high:.2f}]"
+    return f"{text}; {line.found.at_equal_params:.3f}"
 
 
 def scatter(
-    columns: Mapping[str, NDArray[np.float64]], accuracies: NDArray[np.float64], args: argparse.Namespace
+    columns: Mapping[str, NDArray[np.float64]], accuracies: NDArray[np.float64], threshold: float, path: Path
 ) -> None:
     """Accuracy against the rank of every score."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -426,27 +675,28 @@ def scatter(
     for index, (name, scores) in enumerate(columns.items(), start=1):
         axes = figure.add_subplot(high, wide, index)
         axes.scatter(rankdata(scores), accuracies.clip(min=floor), s=4, alpha=0.6, linewidths=0)
-        axes.set_title(f"{name}: {correlate(scores, accuracies, args.threshold).spearman:.3f}", fontsize=9)
+        axes.set_title(f"{name}: {correlate(scores, accuracies, threshold).spearman:.3f}", fontsize=9)
         axes.tick_params(labelsize=7)
     figure.supxlabel("rank of the score", fontsize=9)
     figure.supylabel("accuracy (%)", fontsize=9)
-    with replacing(args.out / "scatter.png") as temporary:
+    with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
-        console.width = 140
+        console.width = 170
+    args = parse(arguments)
+    make_importable(Path.cwd(), first=False)  # where a measure of the user's own lies
     try:
-        run(parse(arguments), console)
+        return 2 if run(args, console) else 0
     except CssnasError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

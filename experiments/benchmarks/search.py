@@ -21,14 +21,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nasbench201
 import numpy as np
 from nni.algorithms.hpo.tpe_tuner import TpeTuner
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from tables import default_table, read_table
+from tables import default_table, nasbench201, read_table
 
 from nni_cssnas.errors import ConfigError, CssnasError
 from nni_cssnas.measures import DEFAULT_WEIGHTS

@@ -18,9 +18,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
 
 import data
-import nasbench201
-import nasbench_macro
-from tables import default_table, read_table
+from tables import default_table, nasbench201, nasbench_macro, read_table
 
 from nni_cssnas.errors import ConfigError
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import gzip
 import importlib
+import json
 import math
 import os
 import subprocess
@@ -14,13 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import rankdata, spearmanr
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "experiments" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    nasbench201: Any = importlib.import_module("nasbench201")
-    nasbench_macro: Any = importlib.import_module("nasbench_macro")
+    nasbench201: Any = importlib.import_module("tables.nasbench201")
+    nasbench_macro: Any = importlib.import_module("tables.nasbench_macro")
     benchmark: Any = importlib.import_module("rank_correlation")
 
 from nni_cssnas.errors import ConfigError, ExperimentError  # noqa: E402
@@ -219,11 +221,52 @@ def test_correlations_by_counting() -> None:
         return np.array([(values < value).sum() for value in values])
 
     assert found.spearman == pytest.approx(np.corrcoef(ranks(scores), ranks(accuracies))[0, 1])
+    tied = np.round(scores)
+    assert benchmark.correlate(tied, accuracies, 90).spearman == pytest.approx(spearmanr(tied, accuracies)[0])
     above = accuracies >= 90
     assert found.top == pytest.approx(np.corrcoef(ranks(scores[above]), ranks(accuracies[above]))[0, 1])
     assert found.chosen == pytest.approx(np.mean([a for _, a in sorted(zip(scores, accuracies, strict=True))[-3:]]))
     assert math.isnan(benchmark.correlate(scores, accuracies, 99).top)
     assert math.isnan(benchmark.correlate(np.ones(30), accuracies, 90).spearman)
+
+
+def test_at_equal_params_by_regression_of_ranks() -> None:
+    rng = np.random.default_rng(0)
+    params = rng.integers(1, 12, 40).astype(float)  # some are equal
+    accuracies = 80 + params + rng.normal(size=40)
+    scores = np.exp(params / 3) + 3 * accuracies + 6 * rng.normal(size=40)
+    known, of_scores, of_accuracies = map(rankdata, (params, scores, accuracies))
+    left = [values - np.polyval(np.polyfit(known, values, 1), known) for values in (of_scores, of_accuracies)]
+    found = benchmark.correlate(scores, accuracies, 90, params).at_equal_params
+    assert found == pytest.approx(spearmanr(*left)[0])
+    # The textbook's formula from three rank correlations has Pearson in place of Spearman at the end.
+    xy, xz, yz = (spearmanr(a, b)[0] for a, b in ((scores, accuracies), (scores, params), (accuracies, params)))
+    assert found == pytest.approx((xy - xz * yz) / math.sqrt((1 - xz**2) * (1 - yz**2)), abs=0.1)
+
+
+def test_at_equal_params_where_nothing_is_left() -> None:
+    params, accuracies = np.arange(9.0), np.array([3.0, 1, 4, 1, 5, 9, 2, 6, 5])
+    assert benchmark.correlate(params**2, accuracies, 90, params).at_equal_params == 0
+    assert math.isnan(benchmark.correlate(np.ones(9), accuracies, 90, params).at_equal_params)
+    assert math.isnan(benchmark.correlate(params, accuracies, 90).at_equal_params)
+    # Equal parameters take nothing away.
+    scores = np.array([2.0, 7, 1, 8, 2, 8, 1, 8, 3])
+    equal = benchmark.correlate(scores, accuracies, 90, np.ones(9))
+    assert equal.at_equal_params == pytest.approx(equal.spearman)
+
+
+def test_regret_is_what_the_first_choice_loses() -> None:
+    accuracies = np.array([90.0, 95.0, 93.0, 94.0])
+    assert benchmark.correlate(np.array([1.0, 2, 3, 4]), accuracies, 0).regret == pytest.approx(1.0)
+    assert benchmark.correlate(accuracies, accuracies, 0).regret == 0
+    assert benchmark.correlate(np.array([4.0, 4, 0, 0]), accuracies, 0).regret == pytest.approx(
+        5.0
+    )  # the first of equals
+
+
+def test_rank_sum_by_hand() -> None:
+    found = benchmark.rank_sum(np.array([10.0, 30, 20, 20]), np.array([1.0, 1, 1, 7]))
+    assert found.tolist() == [1 + 2, 4 + 2, 2.5 + 2, 2.5 + 4]
 
 
 def test_bootstrap_intervals_hold_the_value_and_are_reproducible() -> None:
@@ -232,6 +275,13 @@ def test_bootstrap_intervals_hold_the_value_and_are_reproducible() -> None:
     scores = accuracies + 2 * rng.normal(size=60)
     intervals = benchmark.bootstrap(scores, accuracies, 90, 100)
     assert intervals == benchmark.bootstrap(scores, accuracies, 90, 100)
+    params = np.round(accuracies)
+    known = benchmark.bootstrap(scores, accuracies, 90, 100, params=params)
+    assert {name: known[name] for name in ("spearman", "regret")} == {
+        name: intervals[name] for name in ("spearman", "regret")
+    }
+    low, high = known["at_equal_params"]
+    assert low < benchmark.correlate(scores, accuracies, 90, params).at_equal_params < high
     low, high = intervals["spearman"]
     assert low < benchmark.correlate(scores, accuracies, 90).spearman < high < 1
 
@@ -278,8 +328,10 @@ def test_a_run_its_files_and_its_resumption(
 ) -> None:
     assert benchmark.main(command(tmp_path, images)) == 0
     printed = capsys.readouterr().out
-    for name in ("untrained", *benchmark.COMPONENTS, "params", "macs", "Spearman", "Kendall"):
+    heads = ("Spearman", "Kendall", "at equal params", "top 10 % chosen", "regret")
+    for name in ("untrained", *benchmark.COMPONENTS, "params", "macs", *heads):
         assert name in printed
+    assert "params+path" not in printed  # no cells
     out = tmp_path / "out"
     assert (out / "scatter.png").read_bytes().startswith(b"\x89PNG")
     whole = (out / "scores.csv").read_text()
@@ -287,6 +339,12 @@ def test_a_run_its_files_and_its_resumption(
     assert len(rows) >= 4
     summary = {row["score"]: row for row in csv.DictReader((out / "summary.csv").open())}
     assert -1 <= float(summary["untrained"]["spearman"]) <= 1
+    assert float(summary["params"]["at_equal_params"]) == 0
+    drawn = {arch: 85 + 2 * index for index, arch in enumerate(ARCHS)}
+    entries = benchmark.draw(benchmark.read_table(tmp_path / "table.csv", nasbench_macro.to_sample), 4, 0)
+    by_macs = max(entries, key=lambda entry: macro_costs(entry.arch)[1])
+    best = max(entry.accuracy for entry in entries)
+    assert float(summary["macs"]["regret"]) == best - drawn[by_macs.arch]
 
     # Killed in the middle of the last row: only that one is scored again, to the same bits.
     (out / "scores.csv").write_text(whole[: len(whole) - 40])
@@ -331,6 +389,162 @@ def test_contrastive_criteria_are_those_of_the_training(tmp_path: Path, images: 
     assert len({row["alignment"] for row in rows}) > 1
 
 
+def test_other_scores_are_not_thrown_away(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(command(tmp_path, images, "--scores", "macs")) == 0
+    before = (tmp_path / "out" / "scores.csv").read_bytes()
+    assert benchmark.main(command(tmp_path, images, "--scores", "jacov")) == 2
+    assert "holds other scores: arch, params, macs, seconds; give another --out" in capsys.readouterr().err
+    assert (tmp_path / "out" / "scores.csv").read_bytes() == before
+
+
+def test_a_measure_of_ones_own(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own_measure_of_a_test.py").write_text(
+        "def layers(look):\n    return len(list(look.model.modules()))\n"
+    )
+    own = "own_measure_of_a_test:layers"
+    assert benchmark.main(command(tmp_path, images, "--scores", own, "jacov")) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
+    assert set(rows[0]) == {"arch", own, "jacov", "params", "macs", "seconds"}
+    for row in rows:
+        assert float(row[own]) == len(list(nasbench_macro.build(row["arch"]).modules()))
+    assert own in capsys.readouterr().out
+    summary = list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))
+    assert [row["score"] for row in summary] == [own, "jacov"]
+    assert benchmark.main(command(tmp_path, images, "--scores", "own_measure_of_a_test:layer")) == 2
+    assert "measure 'own_measure_of_a_test:layer' cannot be imported" in capsys.readouterr().err
+
+
+def test_ranks_among_those_drawn(tmp_path: Path, images: Path) -> None:
+    assert benchmark.main(command(tmp_path, images, "--scores", "untrained", "--references", "0")) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
+    assert len(rows) == 4
+    truth = {arch: 85 + 2 * index for index, arch in enumerate(ARCHS)}
+    score = sum(
+        weight * np.log(rankdata([float(row[name]) for row in rows]) / 4)
+        for name, weight in benchmark.DEFAULT_WEIGHTS.items()
+    )
+    (summary,) = csv.DictReader((tmp_path / "out" / "summary.csv").open())
+    expected = spearmanr(score, [truth[row["arch"]] for row in rows])[0]
+    assert float(summary["spearman"]) == pytest.approx(expected, abs=1e-4)
+
+
+def genotype(rng: np.random.Generator) -> str:
+    return str(importlib.import_module("tables.darts").random_arch(rng))
+
+
+def test_depth_is_that_of_the_network(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_depth_of_a_test.py").write_text("def cells(look):\n    return look.model.num_cells\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    rng = np.random.default_rng(0)
+    table = tmp_path / "cells.csv"
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["arch", "cifar10_test"])
+        writer.writerows([genotype(rng), 96 + index / 10] for index in range(3))
+    base = ["--table", str(table), "--images", str(images), "--batch", "8", "--resamples", "0"]
+    for depth in (4, 6):
+        more = ["--depth", str(depth), "--width", "4", "--out", str(tmp_path / f"{depth}")]
+        assert benchmark.main([*base, *more, "--scores", "own_depth_of_a_test:cells", "params+path", "params"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "darts: 3 architectures" in printed
+    assert "noise ceiling 0.87" in printed
+    rows = {depth: list(csv.DictReader((tmp_path / f"{depth}" / "scores.csv").open())) for depth in (4, 6)}
+    for depth, some in rows.items():
+        assert [float(row["own_depth_of_a_test:cells"]) for row in some] == [depth] * 3
+    # The costs are those of the network that was trained, whatever is scored.
+    assert [row["params"] for row in rows[4]] == [row["params"] for row in rows[6]]
+    capsys.readouterr()
+    again = ["--depth", "6", "--width", "4", "--out", str(tmp_path / "4"), "--scores", "own_depth_of_a_test:cells"]
+    assert benchmark.main([*base, *again]) == 2
+    assert "num_cells was 4 and is 6" in capsys.readouterr().err
+
+
+def folder_of_tables(folder: Path) -> Path:
+    """Four tables under names that say nothing, of spaces whose tables this project has not seen, and two other files."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    nds: Any = importlib.import_module("tables.nds")
+    macro: Any = importlib.import_module("tables.transnas_macro")
+    write(folder / "a.csv", [(arch, 85 + 2 * index) for index, arch in enumerate(ARCHS)])
+    with (folder / "b.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["space", "arch", "width", "num_cells", "imagenet_top1"])
+        like = nds.dump_json({"space": "NASNet", "width": 32, "num_cells": 6} | _nasnet(rng))
+        for index in range(4):
+            data = json.loads(nds.random_arch(rng, like))
+            cells = {name: value for name, value in data.items() if name.startswith(("normal", "reduce"))}
+            writer.writerow(["NASNet", json.dumps(cells), 32, 6, 60 + index])
+    with gzip.open(folder / "c.csv.gz", "wt", newline="") as file:
+        rows = [f"{macro.random_arch(rng)},{40 + index},{-0.7 + index / 10}" for index in range(6)]
+        file.write("\n".join(["arch,class_scene,room_layout", *dict.fromkeys(rows)]) + "\n")
+    with (folder / "d.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["arch", "svhn_test"])
+        writer.writerows([genotype(rng), 95 + index] for index in range(3))
+    (folder / "notes.csv").write_text("name,remark\nx,y\n")
+    (folder / "broken.csv.gz").write_bytes(b"not gzip")
+    (folder / "README.md").write_text("no table")
+    return folder
+
+
+def _nasnet(rng: np.random.Generator) -> dict[str, Any]:
+    nds: Any = importlib.import_module("tables.nds")
+    return dict(nds.random_cells(rng, 5, nds.SPACES["NASNet"].operations, "loose_end"))
+
+
+def test_every_table_of_a_folder(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of_tables(tmp_path / "tables")
+    arguments = ["--all", str(folder), "--images", str(images), "--batch", "8", "--sample", "3"]
+    arguments += ["--scores", "jacov", "params", "params+path", "--resamples", "10", "--depth", "3", "--width", "4"]
+    arguments += ["--out", str(tmp_path / "out")]
+    assert benchmark.main(arguments) == 2  # broken.csv.gz
+    error = capsys.readouterr().err
+    assert "passed over: the first row of" in error
+    assert "cannot read the table" in error
+    assert len(error.strip().splitlines()) == 2
+    lines = (tmp_path / "out" / "summary.md").read_text().splitlines()
+    heads = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert heads == ["table", "accuracy", "architectures", "noise ceiling", "jacov", "params", "params+path"]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:]]
+    assert [row[:3] for row in rows] == [
+        ["a", "cifar10_test", "3"],
+        ["b", "imagenet_top1", "3"],
+        ["c", "class_scene", "3"],
+        ["c", "room_layout", "3"],
+        ["d", "svhn_test", "3"],
+    ]
+    for row in rows:
+        assert bool(row[6]) == (row[0] in ("b", "d"))  # the others have no cells
+        value, _, partial = row[4].partition("; ")
+        summary = list(csv.DictReader((tmp_path / "out" / row[0] / "summary.csv").open()))
+        (found,) = [item for item in summary if (item["score"], item["truth"]) == ("jacov", row[1])]
+        assert float(value.split(" ")[0]) == pytest.approx(float(found["spearman"]), abs=6e-4)
+        assert float(partial) == pytest.approx(float(found["at_equal_params"]), abs=6e-4)
+    assert (tmp_path / "out" / "c" / "scatter-room_layout.png").exists()
+    # Once more: nothing is scored again.
+    monkeypatch.setattr(benchmark.Scorer, "row", lambda self, arch: pytest.fail(arch))
+    (folder / "broken.csv.gz").unlink()
+    assert benchmark.main(arguments) == 0
+    assert (tmp_path / "out" / "summary.md").read_text().splitlines() == lines
+
+
+def test_all_takes_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert benchmark.main(["--all", str(tmp_path), "--table", "x.csv"]) == 2
+    assert "--all takes every table of its folder" in capsys.readouterr().err
+    assert benchmark.main(["--all", str(tmp_path / "nowhere")]) == 2
+    assert "which is no folder" in capsys.readouterr().err
+    assert benchmark.main(["--all", str(tmp_path)]) == 2
+    assert "holds no table that can be used" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -341,6 +555,15 @@ def test_contrastive_criteria_are_those_of_the_training(tmp_path: Path, images: 
         (["--table", "missing.csv"], "cannot read the table missing.csv"),
         (["--images", "nowhere"], "nowhere"),
         (["--batch", "99"], "99"),
+        (["--benchmark", "nasbench201"], "is a table of nasbench_macro, and --benchmark is nasbench201"),
+        (["--truth", "cifar100_test"], "no column 'cifar100_test'; its columns are arch, cifar10_test"),
+        (["--scores", "no_such_module:x"], "measure 'no_such_module:x' cannot be imported: No module named"),
+        (["--scores", "params+path"], "score 'params+path' is for cells, and nasbench_macro has none"),
+        (["--depth", "8"], "--depth is for darts; nasbench_macro has one size"),
+        (["--depth", "2"], "--depth is 2; a network has at least 3 cells"),
+        (["--width", "7"], "--width is 7; it must be even"),
+        (["--references", "-1"], "--references is -1"),
+        (["--size", "4"], "cannot be scored: images of 4 pixels are smaller than the total stride of the network"),
     ],
 )
 def test_mistakes_are_one_line(

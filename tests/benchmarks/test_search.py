@@ -10,8 +10,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
 
-import nasbench201
 import search
+from tables import nasbench201
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
 
 import end_to_end
-import nasbench201
 import proposal
 import report
 import toy
+from tables import nasbench201
 
 
 @pytest.mark.slow

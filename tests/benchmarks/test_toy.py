@@ -9,8 +9,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
 
 import end_to_end
-import nasbench201
 import toy
+from tables import nasbench201
 
 
 def test_strings_there_and_back() -> None:

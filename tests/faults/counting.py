@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import resource
 import signal
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import pytest
 
 from nni_cssnas.errors import CssnasError
 
@@ -251,3 +254,15 @@ def check(condition: Any, outcome: str, what: str) -> None:
 
 if __name__ == "__main__":
     sys.exit("this is a module of campaign.py")
+
+
+FAULTS = int(os.environ.get("CSSNAS_FAULTS", "200"))
+"""Of the campaign, about."""
+
+
+def report(found: Campaign, capsys: pytest.CaptureFixture[str]) -> None:
+    """Print the table, and fail if anything was lost, repeated, wrong, hung or unclear."""
+    with capsys.disabled():
+        print(f"\n{found.table()}", *found.findings, sep="\n")
+    assert found.injected
+    assert not found.bad, found.findings

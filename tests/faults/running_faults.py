@@ -38,12 +38,25 @@ TRANSIT = 5.0
 
 def inject_all(campaign: Campaign, scale: float) -> None:
     """Every group, ``scale`` times its size in the long campaign; a short one leaves out what takes longest."""
+    inject_screenings(campaign, scale)
+    inject_experiments(campaign, scale)
+
+
+def inject_screenings(campaign: Campaign, scale: float) -> None:
+    """Those on processes of ``screen``, which a short campaign leaves out."""
+    if scale >= SHORT:
+        home = campaign.folder / "screenings"
+        home.mkdir(parents=True)
+        with mock.patch.dict(os.environ, HOME=str(home), NNI_CSSNAS_CACHE=str(home / "cache")):
+            harm_screenings(campaign, scale, home / "screening")
+
+
+def inject_experiments(campaign: Campaign, scale: float) -> None:
+    """Those on experiments of ``nnictl``."""
     scale = scale if scale >= SHORT else FEW
     home = campaign.folder / "home"
     (home / "small").mkdir(parents=True)
     with mock.patch.dict(os.environ, HOME=str(home), NNI_CSSNAS_CACHE=str(home / "cache")):
-        if scale >= SHORT:
-            harm_screenings(campaign, scale, home / "screening")
         Harmed(campaign, home, scale).run()
     with mock.patch.dict(os.environ, HOME=str(home / "small"), NNI_CSSNAS_CACHE=str(home / "cache")):
         fill_disks(campaign, home / "small", some(3, scale))

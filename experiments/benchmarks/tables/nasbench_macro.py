@@ -20,6 +20,12 @@ NUM_LAYERS = (2, 3, 3)
 CHOICES = ("identity", "ir_3x3_e3", "ir_5x5_e6")
 """What the digits 0, 1 and 2 of the table mean."""
 
+TRUTHS = ("cifar10_test",)
+CEILINGS: dict[str, float] = {}
+TABLE_NETWORK: dict[str, Any] = {"channels": 32}
+TABLE_IMAGE = (3, 32, 32)
+TRAINED_NETWORK: dict[str, Any] = {"channels": 8}
+
 
 def conv_bn(c_in: int, c_out: int, k: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
     return [nn.Conv2d(c_in, c_out, k, stride, k // 2, groups=groups, bias=False), nn.BatchNorm2d(c_out)]
@@ -97,6 +103,6 @@ def build(arch: str, **arguments: Any) -> nn.Module:
     return network
 
 
-def random_arch(rng: np.random.Generator) -> str:
+def random_arch(rng: np.random.Generator, like: str | None = None) -> str:
     """An architecture of the space, all equally likely."""
     return "".join(str(digit) for digit in rng.integers(len(CHOICES), size=sum(NUM_LAYERS)))
