@@ -74,7 +74,6 @@ MEASURES: dict[str, Measure] = {
         _own("nonlinearity", "features of mixtures against mixtures of features"),
         _own("last_entropy", "AZ-NAS, arXiv:2403.19232, of the last stage alone"),
         _own("trainability", "AZ-NAS, arXiv:2403.19232", "stages"),
-        _own("gradient_spread", "the deviation of the gradient's size over depth", "stages"),
         _own("jacov", "Mellor et al., arXiv:2006.04647v1"),
         _own("naswot", "Mellor et al., arXiv:2006.04647", "codes"),
         _own("swap", "SWAP-NAS, arXiv:2403.04161", "codes"),

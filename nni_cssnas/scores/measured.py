@@ -19,7 +19,6 @@ __all__ = [
     "effective_macs",
     "expressivity",
     "gradient_flow",
-    "gradient_spread",
     "jacov",
     "last_entropy",
     "naswot",
@@ -69,15 +68,6 @@ def trainability(look: Look) -> float:
     """The mean of :func:`~nni_cssnas.scores.statistics.trainability` over the stages after the first."""
     found = [statistics.trainability(after, signs) for view in look.stage_gradients for signs, after in view]
     return mean(found) if found else 0.0
-
-
-def gradient_spread(look: Look) -> float:
-    """Minus the deviation over the stages of the logarithm of the gradient's size: 0 where none vanishes or explodes."""
-    sizes = [
-        [math.log(max(float(after.norm()) / math.sqrt(after.numel()), 1e-12)) for _, after in view]
-        for view in look.stage_gradients
-    ]
-    return mean(-float(torch.tensor(row).std(correction=0)) if len(row) > 1 else 0.0 for row in sizes)
 
 
 def nonlinearity(look: Look) -> float:

@@ -174,26 +174,30 @@ def nonlinearity(mixed: Tensor, mixture: Tensor) -> float:
 
 
 def trainability(gradients: Tensor, signs: Tensor) -> float:
-    """How near a block's Jacobian is to one that keeps lengths: 2 - s - 1 / s (AZ-NAS, arXiv:2403.19232, section 3.3).
+    """How near a block's Jacobian is to one that keeps lengths: 2 - s - 1 / s (AZ-NAS, arXiv:2403.19232).
 
     ``s`` is the largest singular value of the mean outer product of the gradients before and after the block.
-    At most 0, where s is 1; ``-inf`` never: s is at least 1e-6.
+    At most 0, which it is where s is 1; s counts as at least 1e-6.
 
     Parameters
     ----------
     gradients
         Before the block, ``(n, C, H, W)`` or ``(n, N, C)``.
     signs
-        After it, random signs of which the former are the products with the block's Jacobian.
+        After it, random signs of which the former are the products with the block's Jacobian. Where positions do not
+        correspond (a class token joins), the means over them are taken.
     """
-    if gradients.ndim == 4 and signs.ndim == 4 and gradients.shape[2] != signs.shape[2]:
-        # As AZ-NAS does: the pixels that become one are channels of it.
-        gradients = torch.nn.functional.pixel_unshuffle(gradients, gradients.shape[2] // signs.shape[2])
-    before, after = (
-        tensor.movedim(1, -1).reshape(-1, tensor.shape[1]) if tensor.ndim == 4 else tensor.reshape(-1, tensor.shape[-1])
-        for tensor in (gradients.detach(), signs)
-    )
-    product = (before.double().T @ after.double()) / len(before)
+    gradients = gradients.detach()
+    if gradients.ndim == signs.ndim == 4 and gradients.shape[2:] != signs.shape[2:]:
+        step = gradients.shape[2] // signs.shape[2]
+        if step > 1 and (signs.shape[2] * step, signs.shape[3] * step) == tuple(gradients.shape[2:]):
+            # As AZ-NAS does: the pixels that become one are channels of it.
+            gradients = torch.nn.functional.pixel_unshuffle(gradients, step)
+    before, after = (tensor.flatten(2).movedim(1, -1) if tensor.ndim == 4 else tensor for tensor in (gradients, signs))
+    if before.shape[1] != after.shape[1]:
+        before, after = before.mean(1, keepdim=True), after.mean(1, keepdim=True)
+    before, after = before.flatten(0, 1).double(), after.flatten(0, 1).double()
+    product = before.T @ after / len(before)
     largest = max(float(torch.linalg.matrix_norm(_finite(product).cpu(), 2)), 1e-6)
     return 2 - largest - 1 / largest
 

@@ -23,6 +23,7 @@ from nni_cssnas.scores.statistics import (
     nonlinearity,
     progressivity,
     similarity,
+    trainability,
     zico,
 )
 
@@ -131,3 +132,20 @@ def test_gradient_flow_and_zico_in_plain_loops() -> None:
         expected += math.log(sum(pair.mean() / pair.std() for pair in pairs))
     assert zico(first, second) == pytest.approx(expected, rel=1e-5)
     assert zico([torch.zeros(3)], [torch.zeros(3)]) == 0
+
+
+@pytest.mark.parametrize("scale", [0.25, 1.0, 4.0])
+def test_trainability_of_a_linear_block_is_that_of_its_spectral_norm(scale: float) -> None:
+    weight = torch.linalg.qr(rand(6, 6))[0] * scale  # every singular value is the scale
+    signs = torch.randint(0, 2, (400, 6, 4, 4), generator=torch.Generator().manual_seed(1)) * 2.0 - 1
+    gradients = torch.einsum("oi,nohw->nihw", weight, signs)  # the product with the Jacobian of a 1 x 1 convolution
+    found = trainability(gradients, signs)
+    assert found == pytest.approx(2 - scale - 1 / scale, abs=0.15 * max(scale, 1 / scale))
+    tokens, after = (tensor.flatten(2).mT for tensor in (gradients, signs))
+    assert trainability(tokens, after) == pytest.approx(found)
+    assert found <= 1e-9
+
+
+def test_trainability_where_nothing_arrives() -> None:
+    signs = torch.ones(4, 3, 2, 2)
+    assert trainability(torch.zeros(4, 5, 4, 4), signs) == pytest.approx(2 - 1e-6 - 1e6)

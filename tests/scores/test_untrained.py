@@ -90,12 +90,31 @@ def scores_of(model: nn.Module, seed: int = 0, **arguments: Any) -> dict[str, fl
     return untrained_scores(model, *VIEWS, **{"stages": STAGES, "classifier": "classifier", **arguments})
 
 
+def largest_singular_values(stages: list[Tensor]) -> list[float]:
+    """Of AZ-NAS's matrix between every two stages, pixel by pixel."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for before, after in pairwise(stages):
+        signs = torch.randint(0, 2, after.shape, generator=generator) * 2.0 - 1
+        (gradient,) = torch.autograd.grad(after, before, signs, retain_graph=True)
+        step = before.shape[2] // after.shape[2]
+        total = np.zeros((before.shape[1] * step * step, after.shape[1]))
+        for image in range(after.shape[0]):
+            for row in range(after.shape[2]):
+                for column in range(after.shape[3]):
+                    patch = gradient[image, :, row * step : (row + 1) * step, column * step : (column + 1) * step]
+                    total += np.outer(patch.flatten().numpy(), signs[image, :, row, column].numpy())
+        total /= after.shape[0] * after.shape[2] * after.shape[3]
+        found.append(float(np.linalg.svd(total, compute_uv=False)[0]))
+    return found
+
+
 def test_one_network_step_by_step() -> None:
     """Everything that untrained_scores measures, once more by hand."""
     model = Network()
     scores = scores_of(model)
     model.dropout.eval()
-    entropies, similarities, jacobian, codes, pooled = [], [], [], [], []
+    entropies, similarities, jacobian, codes, pooled, lengths = [], [], [], [], [], []
     for view in VIEWS:
         x = view.clone().requires_grad_()
         before = [model.blocks[0].norm, model.blocks[1].norm, model.blocks[2].norm]
@@ -106,6 +125,7 @@ def test_one_network_step_by_step() -> None:
         stages.append(model.blocks[2](stages[1]))
         for handle in handles:
             handle.remove()
+        lengths.extend(largest_singular_values(stages))
         features = stages[-1].mean((2, 3))
         entropies.append([entropy(stage) for stage in stages])
         similarities.append([similarity(gram(p), gram(q)) for p, q in pairwise(stages)])
@@ -130,6 +150,8 @@ def test_one_network_step_by_step() -> None:
         "resolution_expressivity": np.mean([row[1] + row[2] for row in entropies]),
         "progressivity": np.mean([min(row[1] - row[0], row[2] - row[1]) for row in entropies]),
         "continuity": np.mean([min(row) for row in similarities]),
+        "last_entropy": np.mean([row[2] for row in entropies]),
+        "trainability": np.mean([2 - value - 1 / value for value in lengths]),
         "nonlinearity": nonlinearity(mixed, (pooled[0] + pooled[0].roll(1, 0)) / 2),
         "jacov": jacov(torch.stack(jacobian)),
         "naswot": naswot(torch.cat(codes)),
