@@ -125,7 +125,7 @@ def test_what_this_pillow_reads_counts(ending: str, tmp_path: Path) -> None:
     built_in = {".avif": "avif", ".jp2": "jpg_2000", ".webp": "webp"}
     readable = ending not in built_in or bool(features.check(built_in[ending]))
     assert (ending in read.endings()) == readable
-    if readable:
+    if readable and Image.registered_extensions()[ending] in Image.SAVE:  # the oldest Pillow reads .qoi and writes none
         Image.new("L" if ending == ".pgm" else "RGB", (16, 16), 100 if ending == ".pgm" else (100,) * 3).save(
             tmp_path / f"a{ending}"
         )
