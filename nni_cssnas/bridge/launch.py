@@ -27,7 +27,7 @@ from urllib3.util import Retry
 
 from nni_cssnas.bridge.guard import manager_environment
 from nni_cssnas.errors import ConfigError, ExperimentError
-from nni_cssnas.results.experiments import find_experiment
+from nni_cssnas.results.experiments import find_experiment, known_experiments
 from nni_cssnas.tuners.base import finite_score
 
 __all__ = [
@@ -238,6 +238,7 @@ def resume(experiment_id: str, *, port: int | None = None, public: bool = False)
     """
     _refuse_running(experiment_id)
     _await_dispatchers(experiment_id)
+    _remember(experiment_id)
     return _start(["resume", experiment_id], port, public)
 
 
@@ -259,6 +260,7 @@ def view(experiment_id: str, *, port: int | None = None, public: bool = False) -
         If there is no such experiment, it is running, or ``nnictl`` does not start the portal.
     """
     _refuse_running(experiment_id)
+    _remember(experiment_id)
     return _start(["view", experiment_id], port, public)
 
 
@@ -359,6 +361,20 @@ def _manager_log(experiment_id: str) -> Path | None:
     except (ExperimentError, OSError):
         return None
     return path if path.is_file() else None
+
+
+def _remember(experiment_id: str) -> None:
+    """Tell nnictl of an experiment whose folder is there and that its list has lost: NNI rewrites that list in place, and
+    on a full disk nothing of it remains."""
+    if experiment_id in known_experiments():
+        return
+    folder = Path.home() / "nni-experiments" / experiment_id
+    if not re.fullmatch(r"\w+", experiment_id) or not (folder / "db" / "nni.sqlite").is_file():
+        return  # nnictl says that there is none
+    from nni.tools.nnictl.config_utils import Experiments
+
+    begun = int(folder.stat().st_mtime * 1000)
+    Experiments().add_experiment(experiment_id, "N/A", begun, "local", "", status="STOPPED", logDir=str(folder.parent))
 
 
 def _refuse_running(experiment_id: str) -> None:

@@ -371,3 +371,22 @@ def test_the_address_of_a_public_portal() -> None:
     assert address.endswith(":8080/secret/")
     # On this machine no secret is needed, nor told.
     assert launch.RunningExperiment("abc", 8080, token="secret").portal == "http://127.0.0.1:8080"
+
+
+def test_an_experiment_that_nnis_list_has_lost_is_added_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[tuple[Any, ...]] = []
+
+    class Experiments:
+        def add_experiment(self, *given: Any, **named: Any) -> None:
+            added.append((given[0], named["status"], named["logDir"]))
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("nni.tools.nnictl.config_utils.Experiments", Experiments)
+    monkeypatch.setattr(launch, "known_experiments", lambda: {"abcdefgh": {}})
+    (tmp_path / "nni-experiments" / "lostlost" / "db").mkdir(parents=True)
+    (tmp_path / "nni-experiments" / "lostlost" / "db" / "nni.sqlite").write_bytes(b"")
+    for name in ("abcdefgh", "nowhere1", "../lostlost"):
+        launch._remember(name)
+    assert added == []
+    launch._remember("lostlost")
+    assert added == [("lostlost", "STOPPED", str(tmp_path / "nni-experiments"))]
