@@ -238,7 +238,15 @@ def resume(experiment_id: str, *, port: int | None = None, public: bool = False)
     """
     _refuse_running(experiment_id)
     _await_dispatchers(experiment_id)
-    _remember(experiment_id)
+    for _ in range(RESUMES):
+        _remember(experiment_id)
+        try:
+            return _start(["resume", experiment_id], port, public)
+        except ExperimentError as error:
+            # NNI's words for an experiment whose end is not in its list yet.
+            if "'NoneType' object has no attribute 'get'" not in str(error):
+                raise
+            time.sleep(2)
     return _start(["resume", experiment_id], port, public)
 
 
@@ -363,10 +371,19 @@ def _manager_log(experiment_id: str) -> Path | None:
     return path if path.is_file() else None
 
 
+RESUMES = 5
+"""Tries before that of which the error is told."""
+
+
 def _remember(experiment_id: str) -> None:
     """Tell nnictl of an experiment whose folder is there and that its list has lost: NNI rewrites that list in place, and
     on a full disk nothing of it remains."""
-    if experiment_id in known_experiments():
+    known = known_experiments()
+    if experiment_id in known:
+        if known[experiment_id].get("status") != "STOPPED":  # its manager is gone, and could not write that
+            from nni.tools.nnictl.config_utils import Experiments
+
+            Experiments().update_experiment(experiment_id, "status", "STOPPED")
         return
     folder = Path.home() / "nni-experiments" / experiment_id
     if not re.fullmatch(r"\w+", experiment_id) or not (folder / "db" / "nni.sqlite").is_file():

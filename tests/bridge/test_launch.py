@@ -382,7 +382,7 @@ def test_an_experiment_that_nnis_list_has_lost_is_added_again(tmp_path: Path, mo
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("nni.tools.nnictl.config_utils.Experiments", Experiments)
-    monkeypatch.setattr(launch, "known_experiments", lambda: {"abcdefgh": {}})
+    monkeypatch.setattr(launch, "known_experiments", lambda: {"abcdefgh": {"status": "STOPPED"}})
     (tmp_path / "nni-experiments" / "lostlost" / "db").mkdir(parents=True)
     (tmp_path / "nni-experiments" / "lostlost" / "db" / "nni.sqlite").write_bytes(b"")
     for name in ("abcdefgh", "nowhere1", "../lostlost"):
