@@ -27,7 +27,7 @@ from urllib3.util import Retry
 
 from nni_cssnas.bridge.guard import manager_environment
 from nni_cssnas.errors import ConfigError, ExperimentError
-from nni_cssnas.results.experiments import find_experiment, known_experiments
+from nni_cssnas.results.experiments import find_experiment
 from nni_cssnas.tuners.base import finite_score
 
 __all__ = [
@@ -224,7 +224,7 @@ def resume(experiment_id: str, *, port: int | None = None, public: bool = False)
     Parameters
     ----------
     experiment_id
-        NNI's id of an experiment that is not running.
+        NNI's id of an experiment that is not running, or its folder.
     port, public
         As those of :func:`create`.
 
@@ -236,18 +236,9 @@ def resume(experiment_id: str, *, port: int | None = None, public: bool = False)
         If there is no such experiment, it is running, the tuner of its last manager does not end, or ``nnictl`` does
         not start it.
     """
-    _refuse_running(experiment_id)
-    _await_dispatchers(experiment_id)
-    for _ in range(RESUMES):
-        _remember(experiment_id)
-        try:
-            return _start(["resume", experiment_id], port, public)
-        except ExperimentError as error:
-            # NNI's words for an experiment whose end is not in its list yet.
-            if "'NoneType' object has no attribute 'get'" not in str(error):
-                raise
-            time.sleep(2)
-    return _start(["resume", experiment_id], port, public)
+    folder = _stopped(experiment_id)
+    _await_dispatchers(folder.name)
+    return _start(["resume", folder.name, "--experiment_dir", str(folder.parent)], port, public)
 
 
 def view(experiment_id: str, *, port: int | None = None, public: bool = False) -> RunningExperiment:
@@ -256,7 +247,7 @@ def view(experiment_id: str, *, port: int | None = None, public: bool = False) -
     Parameters
     ----------
     experiment_id
-        NNI's id of an experiment that is not running.
+        NNI's id of an experiment that is not running, or its folder.
     port, public
         As those of :func:`create`.
 
@@ -267,9 +258,8 @@ def view(experiment_id: str, *, port: int | None = None, public: bool = False) -
     ExperimentError
         If there is no such experiment, it is running, or ``nnictl`` does not start the portal.
     """
-    _refuse_running(experiment_id)
-    _remember(experiment_id)
-    return _start(["view", experiment_id], port, public)
+    folder = _stopped(experiment_id)
+    return _start(["view", folder.name, "--experiment_dir", str(folder.parent)], port, public)
 
 
 def register_tuners() -> list[str]:
@@ -313,10 +303,10 @@ def last_error(text: str) -> str | None:
 def _start(arguments: Sequence[str], port: int | None, public: bool) -> RunningExperiment:
     """Run ``nnictl``; what it has begun is ended again if this is interrupted."""
     if port is None:
-        port = free_port()
-    elif not 1 <= port <= 65535:
+        return _start_anywhere(arguments, public)
+    if not 1 <= port <= 65535:
         raise ConfigError(f"port is {port}; it must be from 1 to 65535, or left out")
-    elif not _is_free(port):
+    if not _is_free(port):
         raise ConfigError(f"port {port} is in use; name another with --port, or leave it out")
     token = secrets.token_urlsafe() if public else None
     command = [*_nnictl(), *arguments, "--port", str(port)]
@@ -345,6 +335,19 @@ def _start(arguments: Sequence[str], port: int | None, public: bool) -> RunningE
     return RunningExperiment(started, port, token)
 
 
+def _start_anywhere(arguments: Sequence[str], public: bool) -> RunningExperiment:
+    """On the first free port, or the next, where another process takes that one meanwhile."""
+    first = 8080
+    while True:
+        port = free_port(first)
+        try:
+            return _start(arguments, port, public)
+        except ExperimentError as error:
+            if f"Port {port} is not idle" not in str(error) and "EADDRINUSE" not in str(error):
+                raise
+            first = port + 1
+
+
 def _started(output: Any) -> str | None:
     found = re.search(r"Experiment ID:\s*(\w+)", _read(output))
     return found.group(1) if found else None
@@ -371,33 +374,19 @@ def _manager_log(experiment_id: str) -> Path | None:
     return path if path.is_file() else None
 
 
-RESUMES = 5
-"""Tries before that of which the error is told."""
+def _stopped(experiment_id: str, patience: float = 5.0) -> Path:
+    """The folder of an experiment that is not running.
 
-
-def _remember(experiment_id: str) -> None:
-    """Tell nnictl of an experiment whose folder is there and that its list has lost: NNI rewrites that list in place, and
-    on a full disk nothing of it remains."""
-    known = known_experiments()
-    if experiment_id in known:
-        if known[experiment_id].get("status") != "STOPPED":  # its manager is gone, and could not write that
-            from nni.tools.nnictl.config_utils import Experiments
-
-            Experiments().update_experiment(experiment_id, "status", "STOPPED")
-        return
-    folder = Path.home() / "nni-experiments" / experiment_id
-    if not re.fullmatch(r"\w+", experiment_id) or not (folder / "db" / "nni.sqlite").is_file():
-        return  # nnictl says that there is none
-    from nni.tools.nnictl.config_utils import Experiments
-
-    begun = int(folder.stat().st_mtime * 1000)
-    Experiments().add_experiment(experiment_id, "N/A", begun, "local", "", status="STOPPED", logDir=str(folder.parent))
-
-
-def _refuse_running(experiment_id: str) -> None:
-    find_experiment(experiment_id)
-    if _managers(experiment_id):
-        raise ExperimentError(f"experiment {experiment_id} is running; stop it first with: nnictl stop {experiment_id}")
+    nnictl is told this folder and asked nothing of its list of experiments: NNI rewrites that list in place, so that on
+    a full disk nothing of it remains, and a manager that was killed stands in it as running.
+    """
+    folder = find_experiment(experiment_id).resolve()
+    if not (folder / "db" / "nni.sqlite").is_file():
+        raise ExperimentError(f"{folder} is not the folder of an experiment: there is no db/nni.sqlite in it")
+    # One that was just told to stop, or killed, still has its last moments.
+    if not all(_ends(manager, patience) for manager in _managers(folder.name)):
+        raise ExperimentError(f"experiment {folder.name} is running; stop it first with: nnictl stop {folder.name}")
+    return folder
 
 
 def _await_dispatchers(experiment_id: str, patience: float = 60.0) -> None:
@@ -416,10 +405,11 @@ def _await_dispatchers(experiment_id: str, patience: float = 60.0) -> None:
 def _ends(process: psutil.Process, patience: float) -> bool:
     """Wait for a process's end; one that its parent has not asked for yet (a zombie) has ended."""
     deadline = time.monotonic() + patience
-    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
     return True
 
 

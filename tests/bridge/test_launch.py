@@ -373,20 +373,56 @@ def test_the_address_of_a_public_portal() -> None:
     assert launch.RunningExperiment("abc", 8080, token="secret").portal == "http://127.0.0.1:8080"
 
 
-def test_an_experiment_that_nnis_list_has_lost_is_added_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    added: list[tuple[Any, ...]] = []
+def folder_of(home: Path, name: str) -> Path:
+    folder = home / "nni-experiments" / name
+    (folder / "db").mkdir(parents=True)
+    (folder / "db" / "nni.sqlite").write_bytes(b"")
+    return folder
 
-    class Experiments:
-        def add_experiment(self, *given: Any, **named: Any) -> None:
-            added.append((given[0], named["status"], named["logDir"]))
 
+@pytest.mark.parametrize("verb", ["resume", "view"])
+def test_nnictl_is_told_the_folder(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its list of experiments may have lost it, or call it running.
+    asked: list[list[str]] = []
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr("nni.tools.nnictl.config_utils.Experiments", Experiments)
-    monkeypatch.setattr(launch, "known_experiments", lambda: {"abcdefgh": {"status": "STOPPED"}})
-    (tmp_path / "nni-experiments" / "lostlost" / "db").mkdir(parents=True)
-    (tmp_path / "nni-experiments" / "lostlost" / "db" / "nni.sqlite").write_bytes(b"")
-    for name in ("abcdefgh", "nowhere1", "../lostlost"):
-        launch._remember(name)
-    assert added == []
-    launch._remember("lostlost")
-    assert added == [("lostlost", "STOPPED", str(tmp_path / "nni-experiments"))]
+    monkeypatch.setattr("nni_cssnas.results.experiments.known_experiments", dict)
+    monkeypatch.setattr(launch, "_start", lambda arguments, *_: asked.append(list(arguments)))
+    folder = folder_of(tmp_path, "lostlost")
+    for name in ("lostlost", str(folder)):
+        getattr(launch, verb)(name)
+    assert asked == [[verb, "lostlost", "--experiment_dir", str(folder.parent)]] * 2
+    (folder / "db" / "nni.sqlite").unlink()
+    with pytest.raises(ExperimentError, match=r"lostlost is not the folder of an experiment"):
+        getattr(launch, verb)("lostlost")
+
+
+@pytest.mark.parametrize("seconds", [1, 60])
+def test_a_manager_in_its_last_moments_is_waited_for(seconds: int, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "dying123")
+    command = [sys.executable, "-c", f"import time; time.sleep({seconds})", "main.js", "--experiment-id", "dying123"]
+    with subprocess.Popen(command) as manager:
+        while not launch._managers("dying123"):
+            time.sleep(0.01)
+        if seconds == 1:
+            assert launch._stopped(str(folder)) == folder
+        else:
+            with pytest.raises(ExperimentError, match="dying123 is running; stop it first"):
+                launch._stopped(str(folder), patience=0.2)
+        manager.kill()
+
+
+def test_a_port_that_is_taken_meanwhile_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def start(arguments: object, port: int, public: bool) -> launch.RunningExperiment:
+        tried.append(port)
+        if len(tried) < 3:
+            raise ExperimentError(f"nnictl create failed: RuntimeError: Port {port} is not idle")
+        if len(tried) == 4:
+            raise ExperimentError("nnictl create failed: another reason")
+        return launch.RunningExperiment("abc", port)
+
+    monkeypatch.setattr(launch, "_start", start)
+    assert launch._start_anywhere(["create"], public=False).port == tried[2] > tried[1] > tried[0] >= 8080
+    with pytest.raises(ExperimentError, match="another reason"):
+        launch._start_anywhere(["create"], public=False)

@@ -71,7 +71,7 @@ class Search:
             "proxy": PROXY,
             "folder": str(self.folder),
             "id": None,
-            "port": free_port(18280),
+            "port": free_port(18700),
             "mended": True,
             "concurrency": 1,
             **settings,
