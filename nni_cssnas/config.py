@@ -28,6 +28,8 @@ __all__ = [
     "ImagesConfig",
     "ProxyConfig",
     "SpaceConfig",
+    "StandInConfig",
+    "TargetConfig",
     "UntrainedConfig",
     "ViewsConfig",
     "merge",
@@ -81,19 +83,22 @@ class Section(BaseModel):
             raise ConfigError(_explain(error, type(self))) from None
 
 
+CELL_SPACE = "nni_cssnas.spaces:CellSpace"
+
+
 class SpaceConfig(Section):
     """The model space: ``name`` is ``module:attribute`` of an NNI ``ModelSpace`` class or a function that makes one.
 
     ``classifier`` names the layer that gives the logits, where it cannot be found (``""``: there is none).
     """
 
-    name: str = "nni_cssnas.spaces:CellSpace"
+    name: str = CELL_SPACE
     arguments: dict[str, Any] = {}
     classifier: str | None = None
 
     @model_validator(mode="after")
     def _check_cell_space(self) -> Self:
-        if self.name == "nni_cssnas.spaces:CellSpace":
+        if self.name == CELL_SPACE:
             CellSpaceConfig(**self.arguments)
             return self
         module, _, attribute = self.name.partition(":")
@@ -107,6 +112,7 @@ class SpaceConfig(Section):
 class CellSpaceConfig(Section):
     """Arguments of :class:`nni_cssnas.spaces.CellSpace`.
 
+    In ``proxy.yml`` leave ``num_cells`` out: it comes from ``target`` or ``stand_in`` (:attr:`ProxyConfig.scored_space`).
     ``num_classes: 0`` gives pooled features instead of logits. ``output_nodes: last4`` concatenates
     the last four nodes as the reference implementation does; ``all`` all of them. ``params`` gives every architecture
     the width with which it comes nearest to so many parameters, in place of ``channels``.
@@ -143,6 +149,35 @@ class CellSpaceConfig(Section):
         if self.auxiliary and not self.num_classes:
             raise ValueError("auxiliary is true but num_classes is 0; an auxiliary head needs classes to predict")
         return self
+
+
+class TargetConfig(Section):
+    """The network of cells that will be trained with labels; the default is DARTS's for CIFAR-10 (arXiv:1806.09055).
+
+    The untrained score sees its depth, at the width and resolution that ``space`` and ``views`` name. Where the section is
+    given, what the search finds carries it: ``retrain``, ``compare`` and ``export`` build this network unless told otherwise.
+    """
+
+    num_cells: int = Field(20, ge=3, le=200)
+    channels: int = Field(36, ge=1, le=4096)
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    size: Side | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        least = 32 if self.stem == "imagenet" else 8
+        if self.size is not None and self.size < least:
+            raise ValueError(
+                f"size is {self.size}, which stem {self.stem!r} and two reductions bring below one pixel; "
+                f"it must be at least {least}"
+            )
+        return self
+
+
+class StandInConfig(Section):
+    """The shallower network of cells that is trained in the search where ``score`` is ``contrastive`` or ``combined``."""
+
+    num_cells: int = Field(8, ge=3, le=200)
 
 
 class ImagesConfig(Section):
@@ -324,6 +359,8 @@ class ProxyConfig(Section):
     seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(0, ge=0, le=1024)
+    target: TargetConfig | None = None
+    stand_in: StandInConfig = StandInConfig()
     space: SpaceConfig = SpaceConfig()
     images: ImagesConfig = ImagesConfig()
     views: ViewsConfig = ViewsConfig()
@@ -337,16 +374,40 @@ class ProxyConfig(Section):
             space = values.get("space")
             if (
                 isinstance(space, Mapping)
-                and space.get("name", "nni_cssnas.spaces:CellSpace") != "nni_cssnas.spaces:CellSpace"
+                and space.get("name", CELL_SPACE) != CELL_SPACE
             ):
                 # The presets' arguments are CellSpace's; another space has its own.
-                defaults = {key: value for key, value in defaults.items() if key != "space"}
+                defaults = {key: value for key, value in defaults.items() if key not in ("space", "stand_in")}
             if _says_how_many(values.get("images")):
                 # A cap is for those who did not say.
                 own = {key: value for key, value in defaults.get("images", {}).items() if key != "max_images"}
                 defaults = {**defaults, "images": own}
             values = merge(defaults, values)
         super().__init__(**values)
+
+    @model_validator(mode="after")
+    def _check_depths(self) -> Self:
+        for name in ("target", "stand_in"):
+            if name in self.model_fields_set and getattr(self, name) is not None and self.space.name != CELL_SPACE:
+                raise ValueError(
+                    f"{name} is about networks of cells; the networks of {self.space.name} have the size that the space "
+                    "gives them: leave it out"
+                )
+        return self
+
+    @property
+    def scored_space(self) -> SpaceConfig:
+        """The space as it is scored. Networks of cells are as deep as those that will be trained with labels (``target``),
+        or as the ``stand_in`` where the score trains them, unless ``space.arguments`` names another ``num_cells``."""
+        if self.space.name != CELL_SPACE or "num_cells" in self.space.arguments:
+            return self.space
+        target = self.target or TargetConfig()
+        depth = target.num_cells if self.score == "untrained" else self.stand_in.num_cells
+        return SpaceConfig(
+            name=self.space.name,
+            arguments={**self.space.arguments, "num_cells": depth},
+            classifier=self.space.classifier,
+        )
 
     def with_epochs(self, budget: Any) -> Self:
         """The same with another number of epochs of contrastive training, as Hyperband and BOHB ask for.

@@ -18,7 +18,7 @@ from typing import Any
 
 from nni_cssnas.errors import GenotypeError, nearest
 
-__all__ = ["NAMED_GENOTYPES", "OPERATIONS", "Cell", "Choices", "Edge", "Genotype", "Sample"]
+__all__ = ["NAMED_GENOTYPES", "OPERATIONS", "TARGET", "Cell", "Choices", "Edge", "Genotype", "Sample"]
 
 Choices = Mapping[str, Any]
 """What a tuner picks: a value for each label of ``search_space.json``. NNI calls them parameters."""
@@ -44,6 +44,8 @@ MAX_NODES = 100
 
 FORM = "Genotype(normal=[(op, index), ...], normal_concat=..., reduce=[...], reduce_concat=...)"
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
+TARGET = "target"
+"""Key of a file that a search wrote: the network (:class:`nni_cssnas.config.TargetConfig`) that the cells were searched for."""
 
 
 @dataclass(frozen=True, order=True)
@@ -166,7 +168,7 @@ class Genotype:
 
     @classmethod
     def from_dict(cls, data: Any) -> Genotype:
-        """The inverse of :meth:`to_dict`.
+        """The inverse of :meth:`to_dict`; :data:`TARGET`, which files of a search hold beside the cells, is passed over.
 
         Raises
         ------
@@ -175,6 +177,7 @@ class Genotype:
         """
         if not isinstance(data, dict):
             raise GenotypeError(f"a genotype is a mapping with the keys {sorted(FIELDS)}, not {type(data).__name__}")
+        data = {key: value for key, value in data.items() if key != TARGET}
         for key in data.keys() - set(FIELDS):
             # A mapping of something else may hold what must not be shown; only a key that looks mistyped is named.
             if difflib.get_close_matches(str(key)[:80], FIELDS, n=1):

@@ -94,7 +94,7 @@ def _judge(path: str, parameters: dict[str, Any]) -> ProxyResult:
     from nni_cssnas.spaces import decode, make_space, random_choices
 
     torch.set_num_threads(threads)
-    space = make_space(config.space)
+    space = make_space(config.scored_space)
     if not parameters:
         parameters = random_choices(space, np.random.default_rng())
         print(f"outside of NNI: scoring the random architecture {parameters}")

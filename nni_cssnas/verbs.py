@@ -341,7 +341,7 @@ def retrain(
         As for :func:`nni_cssnas.training.run.retrain`.
     """
     chosen = _architecture(architecture, space)
-    config = recipe_of(recipe, settings)
+    config = recipe_of(recipe, settings, chosen)
 
     from nni_cssnas.training.checks import check_output, ignored
     from nni_cssnas.training.run import retrain as train
@@ -454,7 +454,7 @@ def probe(
         settings["size"] = loaded.shape.size
     if pretrain_epochs:
         settings = merge(settings, {"pretrain": "contrastive", "contrastive": {"epochs": pretrain_epochs}})
-    config = recipe_of(recipe, settings)
+    config = recipe_of(recipe, settings, chosen)
     images = _labelled(data, val, config, root, download)
     if loaded is None:
         assert chosen is not None
@@ -557,7 +557,14 @@ def compare(
     """
     if not found:
         raise ConfigError("compare needs at least one architecture that was found")
-    config = recipe_of(recipe, settings)
+    named = {f"found-{n}": _architecture(item, space) for n, item in enumerate(found, start=1)}
+    targets = [one.target for one in named.values()]
+    if any(target != targets[0] for target in targets):
+        raise ConfigError(
+            "what was found is of searches for different networks (key 'target' in their files); compare them one by one, "
+            "or name --cells and --channels and take the key out of the files"
+        )
+    config = recipe_of(recipe, settings, next(iter(named.values())))
 
     import torch
 
@@ -573,7 +580,6 @@ def compare(
         for number, item in enumerate(found, start=1)
     ]
     origins = {f"found-{n}": name for n, name in enumerate(searches_of(texts, searches), start=1)}
-    named = {f"found-{n}": _architecture(item, space) for n, item in enumerate(found, start=1)}
     load = _labels(data, val, config, root, download)
     images = load()
     who = contestants(
@@ -655,7 +661,7 @@ def export(
         A file of :func:`retrain`, which knows its network, or a state dict.
     classes, cells, channels, stem, size
         Logits (0: pooled features), depth, width, ``cifar`` or ``imagenet``, edge of the images; by default those of
-        the weights, else 10, 20, 36, ``cifar`` and 32 (224 for ``imagenet``).
+        the weights, else of the search's target, else 10, 20, 36, ``cifar`` and 32 (224 for ``imagenet``).
     auxiliary
         With the head that helps training.
     seed
@@ -727,8 +733,9 @@ def export(
     else:
         assert asked is not None
         architecture = asked
-        default = {"num_classes": 10, "num_cells": 20, "channels": 36, "stem": "cifar"}
-        default["size"] = 224 if stem == "imagenet" else 32
+        default: dict[str, Any] = {"num_classes": 10, "num_cells": 20, "channels": 36, "stem": "cifar"}
+        default |= _of_target(asked)
+        default.setdefault("size", 224 if given.get("stem", default["stem"]) == "imagenet" else 32)
         shape = {**default, **given, "auxiliary": auxiliary}
     edge = shape["size"]
     torch.manual_seed(seed)
@@ -808,11 +815,21 @@ def _architecture(item: object, space: SpaceLike | None) -> Architecture:
     return read_architecture(None if item is None else _named(item))
 
 
-def recipe_of(recipe: str, settings: Mapping[str, Any]) -> RetrainConfig:
-    """A recipe with the settings that replace its own; those that are None do not. Raises ConfigError."""
+def recipe_of(recipe: str, settings: Mapping[str, Any], architecture: Architecture | None = None) -> RetrainConfig:
+    """A recipe, the target of the search that found the architecture in its place, and settings in place of both.
+
+    Settings that are None do not count. Raises ConfigError.
+    """
     from nni_cssnas.training.config import RetrainConfig
 
-    return RetrainConfig.load(recipe, **{name: value for name, value in settings.items() if value is not None})
+    given = {name: value for name, value in settings.items() if value is not None}
+    return RetrainConfig.load(recipe, **{**_of_target(architecture), **given})
+
+
+def _of_target(architecture: Architecture | None) -> dict[str, Any]:
+    """The shape of the network that the search was for: nothing where it did not say, or has no cells."""
+    target = None if architecture is None else architecture.target
+    return {} if target is None else target.model_dump(exclude_none=True)
 
 
 def _labels(

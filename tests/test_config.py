@@ -41,7 +41,7 @@ def test_paper_preset_holds_the_reference_values() -> None:
     assert (training.temperature, training.pirl_momentum, training.pirl_weight) == (0.07, 0.5, 0.5)
     assert (training.projection_hidden, training.projection_dim) == (512, 256)
     assert config.space.arguments["channels"] == 32
-    assert config.space.arguments["num_cells"] == 8
+    assert config.scored_space.arguments["num_cells"] == 8
 
 
 def test_views_default_to_lightly() -> None:
@@ -319,3 +319,49 @@ def test_yaml_reads_off_as_false(tmp_path: Path) -> None:
     assert ProxyConfig.load(tmp_path / "proxy.yml").contrastive.amp == "off"
     with pytest.raises(ConfigError, match="amp is True"):
         ProxyConfig(contrastive={"amp": True})
+
+
+def depth(**values: Any) -> object:
+    return ProxyConfig(**values).scored_space.arguments["num_cells"]
+
+
+def test_the_untrained_score_sees_the_depth_of_what_will_be_trained() -> None:
+    assert depth() == 20  # DARTS's, for CIFAR-10
+    assert depth(target={"num_cells": 14}) == 14
+    assert depth(target={"num_cells": 14}, preset="gpu") == 14
+    # What is trained in the search is shallower, as the preset says.
+    assert depth(target={"num_cells": 14}, score="contrastive") == 5
+    assert depth(score="combined", preset="gpu") == 8
+    assert depth(score="contrastive", stand_in={"num_cells": 6}) == 6
+    # Who names a depth gets it.
+    named = {"arguments": {"num_cells": 4}}
+    assert depth(space=named, target={"num_cells": 14}) == depth(space=named, score="contrastive") == 4
+    # The rest of the space stays, and the setting says no more than its file.
+    config = ProxyConfig(space={"arguments": {"num_nodes": 5}}, target={"num_cells": 14})
+    assert config.scored_space.arguments == {"num_nodes": 5, "channels": 8, "num_cells": 14}
+    assert "num_cells" not in config.space.arguments
+    again = ProxyConfig(**config.model_dump(exclude_unset=True) | {"score": "contrastive"})
+    assert again.scored_space.arguments["num_cells"] == 5
+
+
+def test_another_space_is_its_own_target() -> None:
+    config = ProxyConfig(space={"name": "my_spaces:MySpace", "arguments": {"width": 8}})
+    assert config.scored_space == config.space
+    for section in ("target", "stand_in"):
+        with pytest.raises(ConfigError, match=f"{section} is about networks of cells.*my_spaces:MySpace.*leave it out"):
+            ProxyConfig(space={"name": "my_spaces:MySpace"}, **{section: {"num_cells": 8}})
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ({"num_cells": 2}, "target: num_cells is 2"),
+        ({"num_cells": 10**6}, "target: num_cells is 1000000"),
+        ({"chanels": 3}, "target: unknown key 'chanels'; did you mean 'channels'"),
+        ({"stem": "imagenet", "size": 16}, "target.*size is 16, which stem 'imagenet'.*at least 32"),
+        ([20], "target is "),
+    ],
+)
+def test_a_target_that_cannot_be_built(target: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        ProxyConfig(target=target)

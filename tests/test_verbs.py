@@ -87,7 +87,7 @@ def test_from_images_to_a_trained_network(
         (item.measures["params"] for item in found.front), reverse=True
     )
     assert (found.folder, found.files, found.interrupted) == (None, (), False)
-    assert {step.stage for step in stages} == {"images", "references", "screening", "finalists"}
+    assert {step.stage for step in stages} == {"images", "references", "screening"}
     assert list(tmp_path.iterdir()) == [labelled]  # nothing is written unless a folder is named
     assert [path.suffix for path in found.best.draw(tmp_path / "cell.svg")] == [".svg", ".png"]
 

@@ -187,7 +187,7 @@ def _short(value: Any) -> str:
 
 def networks(config: ProxyConfig, number: int, seed: int = 0) -> Iterator[tuple[dict[str, Any], nn.Module]]:
     """Random architectures of the configured space: choices and network."""
-    space = make_space(config.space)
+    space = make_space(config.scored_space)
     rng = np.random.default_rng(seed)
     for index in range(number):
         parameters = random_choices(space, rng)

@@ -164,7 +164,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         """The judge, ready to work; kept, for a sequential NasExperiment judges many candidates in one process."""
         references: References | None = None
         if self.config.score != "contrastive":
-            space = make_space(self.config.space) if space is None else space
+            space = make_space(self.config.scored_space) if space is None else space
             references = references_of(space, self.config)
         key = references.key if references else None
         if self._judge is None or (self._judge.references and self._judge.references.key) != key:

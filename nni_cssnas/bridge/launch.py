@@ -306,7 +306,7 @@ def _start(arguments: Sequence[str], port: int | None, public: bool) -> RunningE
         return _start_anywhere(arguments, public)
     if not 1 <= port <= 65535:
         raise ConfigError(f"port is {port}; it must be from 1 to 65535, or left out")
-    if not _is_free(port):
+    if not _becomes_free(port):
         raise ConfigError(f"port {port} is in use; name another with --port, or leave it out")
     token = secrets.token_urlsafe() if public else None
     command = [*_nnictl(), *arguments, "--port", str(port)]
@@ -468,6 +468,16 @@ def _is_free(port: int) -> bool:
             probe.bind(("127.0.0.1", port))
         except OSError:
             return False
+    return True
+
+
+def _becomes_free(port: int, patience: float = 2.0) -> bool:
+    """Whether a port is free, or soon is: a manager that was killed has it for a moment longer."""
+    deadline = time.monotonic() + patience
+    while not _is_free(port):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
     return True
 
 

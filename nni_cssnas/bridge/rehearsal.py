@@ -49,7 +49,7 @@ def rehearse(
     from nni_cssnas.judge.proxy import Proxy, references_of
     from nni_cssnas.spaces import make_space
 
-    proxy = Proxy(checked.proxy, references_of(make_space(checked.proxy.space), checked.proxy))
+    proxy = Proxy(checked.proxy, references_of(make_space(checked.proxy.scored_space), checked.proxy))
     proxy.rehearse(on_stage or _nothing, references=references)
     return Rehearsal(checked.trials, len(proxy.images), checked.proxy.space.name)
 

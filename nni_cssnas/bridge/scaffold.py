@@ -45,7 +45,7 @@ class Scaffold:
         self.folder = folder
         self.config = ProxyConfig(**settings)
         self.module = _own_module(self.config.space.name, Path.cwd())
-        self.space = make_space(self.config.space)
+        self.space = make_space(self.config.scored_space)
         self.choices = search_space(self.space)
         arguments: dict[str, Any] = {"seed": self.config.seed}
         if has_constraints(self.space):

@@ -162,6 +162,15 @@ def init(
     ] = None,
     score: Annotated[str, typer.Option(help="untrained, contrastive or combined.")] = "untrained",
     preset: Annotated[str, typer.Option(help="cpu, gpu or paper.")] = "cpu",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="What the best cells will be trained by: cifar10, imagenet, isic, folder or a file.yml "
+            "(default: folder for a folder of images, else cifar10).",
+        ),
+    ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Architectures to try.")] = 100,
     concurrency: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -181,6 +190,9 @@ def init(
         # A preset's views are smaller than its images, which may be too small for the space.
         settings["views"] = {"input_size": size}
 
+    if target := _target(space, recipe, source):
+        settings["target"] = target
+
     from nni_cssnas.bridge.scaffold import Scaffold
     from nni_cssnas.search.screen import Step
 
@@ -197,6 +209,22 @@ def init(
     for path in scaffold.write():
         console.print(f"  {path}", soft_wrap=True, highlight=False)
     console.print(f"start the search with:\n  {scaffold.command}", soft_wrap=True, highlight=False)
+
+
+def _target(space: str, recipe: str | None, source: str) -> dict[str, object] | None:
+    """The network of cells that the recipe trains; None for another space. Raises ConfigError."""
+    from nni_cssnas.config import CELL_SPACE, TargetConfig
+    from nni_cssnas.errors import ConfigError
+    from nni_cssnas.training.config import RetrainConfig
+
+    if space != CELL_SPACE:
+        if recipe is not None:
+            raise ConfigError(
+                f"--recipe is {recipe!r}, but the networks of {space} have the size that it gives them; leave it out"
+            )
+        return None
+    trained = RetrainConfig.load(recipe or ("folder" if Path(source).is_dir() else "cifar10"))
+    return {name: getattr(trained, name) for name in TargetConfig.model_fields}
 
 
 @app.command()

@@ -142,7 +142,7 @@ def retrain(
         console.print(str(plan), highlight=False, markup=False, soft_wrap=True)
 
     given = _settings(values, settings)
-    total = recipe_of(recipe, given)
+    total = recipe_of(recipe, given)  # for the numbers of epochs alone
     with _going_on(output), status:
         result = nni_cssnas.retrain(
             architecture,

@@ -37,7 +37,7 @@ class Feasibility:
     def __init__(self, limits: ConstraintsConfig, config: ProxyConfig) -> None:
         self.limits = limits
         self.config = config
-        self.space = make_space(self.config.space)
+        self.space = make_space(self.config.scored_space)
         self.size = self.config.views.input_size or self.config.images.size
         self.measured = any((limits.max_params, limits.max_macs, limits.max_latency_ms))
 

@@ -24,14 +24,10 @@ from nni_cssnas.results.screening_log import ScreeningLog
 from nni_cssnas.spaces.encoding import decode, random_choices, search_space
 from nni_cssnas.spaces.factory import make_space
 
-__all__ = ["FINAL", "Screened", "Screener", "Spread"]
-
-FINAL = {"continuity": 1.0, "effective_macs": 0.5}
-"""What tells the best of many apart, and how much their ranks count. The best are the best since their other components are
-high, some of them by chance; these two are what the score leaves open (chosen on two spaces, README)."""
+__all__ = ["Screened", "Screener", "Spread"]
 
 FINAL_DRAWS = 4
-"""A second look is the mean over so many draws of weights and views."""
+"""A second look is the mean over so many trainings."""
 
 LAG = 8
 """Architectures that are taken before the first result is given."""
@@ -43,7 +39,7 @@ Spread = Callable[[Callable[["Screener", Choices], Any], Iterable[Mapping[str, A
 @dataclass(frozen=True)
 class Screened:
     """One candidate: its choices, its score and what was measured (nothing where it cannot be run); ``genotype`` if it has
-    cells; ``second_look`` is what the finalists are ranked by."""
+    cells; ``second_look`` is what the finalists of a score with training are ranked by."""
 
     choices: dict[str, Any]
     score: float
@@ -68,7 +64,7 @@ class Screener:
 
     def __init__(self, config: ProxyConfig) -> None:
         self.config = config
-        self.space = make_space(config.space)
+        self.space = make_space(config.scored_space)
         self.search_space = search_space(self.space)
         self.proxy = Proxy(config, references_of(self.space, config))
         self.proxy.prepare()
@@ -89,22 +85,17 @@ class Screener:
         return Screened(chosen, result.score, result.components, genotype)
 
     def finalist(self, choices: Choices) -> dict[str, float]:
-        """A second look at one architecture, the mean over :data:`FINAL_DRAWS` other weights and views.
-
-        Of the untrained score the :data:`FINAL` components, of one with training the ``score`` again.
-        """
-        draws = []
+        """A second look at one architecture: its ``score`` as the mean over :data:`FINAL_DRAWS` trainings of other weights and
+        views."""
+        build = partial(self.space.freeze, decode(self.space, choices))
+        scores = []
         for number in range(FINAL_DRAWS):
             proxy = self._another(number)
-            build = partial(self.space.freeze, decode(self.space, choices))
-            if self.config.score == "untrained":
-                draws.append(proxy.untrained(build(), tuple(FINAL)))
-                continue
             try:
-                draws.append({"score": proxy.judge(Candidate(build, candidate_seed(proxy.config, choices))).score})
+                scores.append(proxy.judge(Candidate(build, candidate_seed(proxy.config, choices))).score)
             except DivergenceError:
                 return {"score": -math.inf}
-        return {name: statistics.fmean(draw[name] for draw in draws) for name in draws[0]}
+        return {"score": statistics.fmean(scores)}
 
     def _another(self, number: int) -> Proxy:
         """The same judge with another seed, and the same references."""

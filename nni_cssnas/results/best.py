@@ -10,7 +10,7 @@ from pathlib import Path
 
 from nni_cssnas.base.files import write_atomically
 from nni_cssnas.errors import ExperimentError
-from nni_cssnas.genotype import Genotype
+from nni_cssnas.genotype import TARGET, Genotype
 from nni_cssnas.results.records import TrialRecord
 
 __all__ = ["BestFiles", "export_best", "rank"]
@@ -59,7 +59,11 @@ def export_best(record: TrialRecord, folder: Path, *, force: bool = False) -> Be
         If the file is there with other contents and ``force`` is false, or cannot be written.
     """
     name = "genotype" if record.genotype else "sample"
-    text = json.dumps(record.genotype or record.parameters, indent=1) + "\n"
+    target = record.config.get(TARGET)
+    architecture = record.parameters
+    if record.genotype:
+        architecture = record.genotype | ({} if target is None else {TARGET: target})
+    text = json.dumps(architecture, indent=1) + "\n"
     path = folder / f"{name}.json"
     try:
         if path.exists() and not force and path.read_text(encoding="utf-8") != text:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from nni_cssnas.base.files import write_atomically
 from nni_cssnas.errors import ExperimentError
-from nni_cssnas.genotype import Genotype
+from nni_cssnas.genotype import TARGET, Genotype
 
 __all__ = ["ScoredArchitecture", "refuse_to_overwrite", "write_screened"]
 
@@ -47,10 +47,13 @@ def refuse_to_overwrite(folder: Path, top: int = 1) -> None:
             )
 
 
-def write_screened(ranked: Sequence[ScoredArchitecture], folder: Path, *, top: int = 1) -> list[Path]:
+def write_screened(
+    ranked: Sequence[ScoredArchitecture], folder: Path, *, top: int = 1, target: Mapping[str, Any] | None = None
+) -> list[Path]:
     """Write ``screen.csv``, in the order given, and the first as ``genotype.json`` with pictures, or ``sample.json``.
 
-    The others of the first ``top`` become ``genotype-2.json`` and so on. What is there is replaced.
+    The others of the first ``top`` become ``genotype-2.json`` and so on. Beside the cells stands the ``target``, if the
+    search has one. What is there is replaced.
 
     Raises
     ------
@@ -70,7 +73,9 @@ def write_screened(ranked: Sequence[ScoredArchitecture], folder: Path, *, top: i
     pictures: dict[Path, tuple[Genotype, str]] = {}
     for rank, item in enumerate(ranked[:top], start=1):
         stem = folder / (("genotype" if item.genotype else "sample") + (f"-{rank}" if rank > 1 else ""))
-        architecture = item.genotype.to_dict() if item.genotype else dict(item.choices)
+        architecture = dict(item.choices)
+        if item.genotype:
+            architecture = item.genotype.to_dict() | ({} if target is None else {TARGET: dict(target)})
         files[stem.with_suffix(".json")] = json.dumps(architecture, indent=1) + "\n"
         if item.genotype:
             place = "Best" if rank == 1 else f"Number {rank}"

@@ -17,23 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 from nni import NoMoreTrialError
-from scipy.stats import rankdata
 
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.genotype import Choices
 from nni_cssnas.images.pool import fingerprint
-from nni_cssnas.judge.screening import FINAL, Screened, Screener, Spread
+from nni_cssnas.judge.screening import Screened, Screener, Spread
 from nni_cssnas.results.screening_log import LOG_NAME, ScreeningLog
 from nni_cssnas.spaces.identity import own_sources, space_key
 from nni_cssnas.tuners.tpe import Tpe
 
 __all__ = ["FINALISTS", "SHARE", "by_score", "choose", "explore", "open_log"]
 
-FINALISTS = {"untrained": 64, "contrastive": 8, "combined": 8}
-"""So many of the best are looked at again, by the kind of score."""
+FINALISTS = 8
+"""So many of the best by a score that trains are trained again."""
 
 SHARE = 1 / 8
-"""No more than this part of all: among the mediocre, what tells the best apart tells nothing."""
+"""No more than this part of all."""
 
 
 def explore(
@@ -126,25 +125,19 @@ def open_log(screener: Screener, folder: Path, *, force: bool = False) -> Screen
 def choose(found: Sequence[Screened], config: ProxyConfig, spread: Spread) -> list[Screened]:
     """Everything that was screened, best first.
 
-    The best :data:`FINALISTS` by score, but at most a :data:`SHARE` of all, are measured again with other weights and views
-    (:meth:`~nni_cssnas.judge.screening.Screener.finalist`). They come first, by their ``second_look``: the best of many is the
-    best partly by chance. All others follow by their score.
+    The untrained score decides alone: looks at the best with other weights and views, and side measures among them, chose no
+    better architectures on two tables of accuracies (docs, measured results).
 
-    The ``second_look`` is the mean score over the other draws where a network is trained. For the untrained score it is the
-    weighted mean rank of the :data:`~nni_cssnas.judge.screening.FINAL` components among the finalists, from 0 (excluded) to 1.
+    What a short training says depends more on its weights. So the best :data:`FINALISTS` by score, but at most a :data:`SHARE`
+    of all, are trained again (:meth:`~nni_cssnas.judge.screening.Screener.finalist`), and come first, by their
+    ``second_look``: the mean score over those trainings. All others follow by their score.
     """
     ranked = by_score(found)
-    num_alive = sum(bool(item.components) for item in ranked)
-    finalists = ranked[: min(FINALISTS[config.score], math.ceil(SHARE * num_alive))]
-    measured = list(spread(Screener.finalist, [item.choices for item in finalists]))
-    if not measured:
-        return ranked
     if config.score == "untrained":
-        # Plain ranks: their logarithm would ask who is the worst, and all of these are good.
-        ranks = (weight * rankdata([item[name] for item in measured]) for name, weight in FINAL.items())
-        looks = np.sum(list(ranks), axis=0) / (len(measured) * sum(FINAL.values()))
-    else:
-        looks = np.array([item["score"] for item in measured])
+        return ranked
+    num_alive = sum(bool(item.components) for item in ranked)
+    finalists = ranked[: min(FINALISTS, math.ceil(SHARE * num_alive))]
+    looks = np.array([item["score"] for item in spread(Screener.finalist, [item.choices for item in finalists])])
     best = [replace(finalists[index], second_look=float(looks[index])) for index in np.argsort(-looks, kind="stable")]
     return [*best, *ranked[len(finalists) :]]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nni_cssnas.config import SpaceConfig
+from nni_cssnas.config import ProxyConfig, SpaceConfig, TargetConfig
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.genotype import Choices, Genotype
 from nni_cssnas.judge.screening import Screened
@@ -42,6 +42,8 @@ class Found:
         What the finalists of a screening are ranked by; see :func:`~nni_cssnas.search.explore.choose`.
     trial
         NNI's number of the trial, or None.
+    target
+        The network of cells that the search was for, if it said so.
     """
 
     rank: int
@@ -52,12 +54,13 @@ class Found:
     space: SpaceConfig
     second_look: float | None = None
     trial: int | None = None
+    target: TargetConfig | None = None
 
     @property
     def architecture(self) -> Architecture:
         """What is trained and exported: :meth:`~nni_cssnas.spaces.architecture.Architecture.build` makes its network."""
         if self.genotype is not None:
-            return Architecture(genotype=self.genotype)
+            return Architecture(genotype=self.genotype, target=self.target)
         return Architecture(space=self.space, choices=dict(self.choices))
 
     def draw(self, path: str | Path) -> list[Path]:
@@ -123,10 +126,19 @@ class SearchResult:
         ]
 
     @classmethod
-    def of_screening(cls, ranked: Sequence[Screened], space: SpaceConfig, **others: Any) -> SearchResult:
+    def of_screening(cls, ranked: Sequence[Screened], config: ProxyConfig, **others: Any) -> SearchResult:
         """From what was screened, in its order."""
         found = [
-            Found(place, item.score, item.components, item.choices, item.genotype, space, item.second_look)
+            Found(
+                place,
+                item.score,
+                item.components,
+                item.choices,
+                item.genotype,
+                config.space,
+                item.second_look,
+                target=config.target,
+            )
             for place, item in enumerate(ranked, start=1)
         ]
         return cls(tuple(found), **others)
@@ -149,6 +161,7 @@ class SearchResult:
                 Genotype.from_dict(record.genotype) if record.genotype else None,
                 SpaceConfig(**record.config.get("space", {})),
                 trial=record.sequence,
+                target=TargetConfig(**record.config["target"]) if record.config.get("target") else None,
             )
             for place, record in enumerate(rank(records), start=1)
         ]

@@ -91,8 +91,12 @@ def screen(
             f"nothing was screened in {(seconds or 0) / 60:g} minutes; "
             "the same command goes on from what was begun, or give it more --minutes"
         )
-    files = [] if output is None else write_screened(ranked, output, top=top)
-    return SearchResult.of_screening(ranked, config.space, folder=output, files=tuple(files), interrupted=interrupted)
+    files = [] if output is None else write_screened(ranked, output, top=top, target=_stated(config))
+    return SearchResult.of_screening(ranked, config, folder=output, files=tuple(files), interrupted=interrupted)
+
+
+def _stated(config: ProxyConfig) -> dict[str, Any] | None:
+    return None if config.target is None else config.target.model_dump(mode="json")
 
 
 def _score_references(screener: Screener, on_step: OnStep) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from nni_cssnas.config import SpaceConfig
-from nni_cssnas.errors import GenotypeError, SpaceError
-from nni_cssnas.genotype import Choices, Genotype
+from nni_cssnas.config import SpaceConfig, TargetConfig
+from nni_cssnas.errors import ConfigError, GenotypeError, SpaceError
+from nni_cssnas.genotype import TARGET, Choices, Genotype
 from nni_cssnas.spaces.backbone import inspect
 from nni_cssnas.spaces.encoding import decode, encode
 from nni_cssnas.spaces.factory import Space, make_space
@@ -24,6 +24,8 @@ __all__ = ["Architecture", "read_architecture", "set_classifier"]
 class Architecture:
     """What to build: ``genotype``, or ``choices`` (as ``sample.json`` has them) of ``space``.
 
+    ``target`` is the network of cells that the search was for, if it said so; it tells no two architectures apart.
+
     Raises
     ------
     GenotypeError
@@ -33,6 +35,7 @@ class Architecture:
     genotype: Genotype | None = None
     space: SpaceConfig | None = None
     choices: Choices | None = None
+    target: TargetConfig | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if (self.genotype is None) == (self.space is None) or (self.space is None) != (self.choices is None):
@@ -140,7 +143,7 @@ def read_architecture(
     if (genotype is None) == (space is None) or (space is None) != (sample is None):
         raise GenotypeError("name either a genotype, or --space module:attribute with --sample FILE")
     if genotype is not None:
-        return Architecture(genotype=_genotype(genotype))
+        return _of_text(genotype)
     assert space is not None
     assert sample is not None
     path = sample / "sample.json" if sample.is_dir() else sample
@@ -166,7 +169,7 @@ def _choices(space: Space, data: dict[str, Any]) -> dict[str, Any]:
         return choices
 
 
-def _genotype(text: str) -> Genotype:
+def _of_text(text: str) -> Architecture:
     path = Path(text)
     try:
         if path.is_dir():
@@ -175,17 +178,28 @@ def _genotype(text: str) -> Genotype:
                 raise GenotypeError(f"folder {path} holds no genotype.json; make it with: nni-cssnas best -o {path}")
             path = found[0]
         elif not path.is_file():
-            return Genotype.parse(text)
+            return Architecture(genotype=Genotype.parse(text))
     except OSError:  # a text that is too long for a file's name
-        return Genotype.parse(text)
+        return Architecture(genotype=Genotype.parse(text))
     content = _text(path)
     try:
-        return Genotype.parse(content, quote=False)
+        return Architecture(genotype=Genotype.parse(content, quote=False), target=_target(content, path))
     except GenotypeError as error:
         hint = ""
         if content.lstrip().startswith("{") and "normal" not in _json(content, path):
             hint = ". If these are the choices of another space, give: --space module:attribute --sample " + str(path)
         raise GenotypeError(f"{path}: {error}{hint}") from None
+
+
+def _target(content: str, path: Path) -> TargetConfig | None:
+    """What a search wrote beside the cells. Raises GenotypeError if it cannot be used."""
+    if not content.lstrip("\ufeff \n").startswith("{"):
+        return None
+    data = _json(content.removeprefix("\ufeff"), path).get(TARGET)
+    try:
+        return None if data is None else TargetConfig(**data)
+    except (ConfigError, TypeError) as error:
+        raise GenotypeError(f"{path}: {TARGET}: {error}") from None
 
 
 def _text(path: Path) -> str:

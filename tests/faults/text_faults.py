@@ -322,7 +322,7 @@ def write_log(rng: random.Random, path: Path, number: int) -> dict[str, tuple[st
     for index in range(number):
         parameters = {name: rng.choice(choice["_value"]) for name, choice in CHOICES.items()}
         kind = "finalist" if index % 4 == 3 else "screen"
-        values: dict[str, Any] = {"measured": {"continuity": score_of(parameters)}}
+        values: dict[str, Any] = {"measured": {"score": score_of(parameters)}}
         if kind == "screen":
             genotype = NAMED_GENOTYPES["DARTS_V2"].to_dict()
             values = {"score": score_of(parameters), "components": {"params": 1.0}, "genotype": genotype}
@@ -358,7 +358,7 @@ def damage_screening_log(rng: random.Random, folder: Path) -> str:
             wrong = [{"finalist": [1]}, {"measured": 3}] if "finalist" in row else wrong
         else:
             wrong = [{"components": {"params": "x"}}, {"genotype": {"normal": 3}}, {"score": True}]
-            wrong = [{"measured": {"continuity": "x"}}] if "finalist" in row else wrong
+            wrong = [{"measured": {"score": "x"}}] if "finalist" in row else wrong
         damaged[index] = json.dumps(row | rng.choice(wrong), separators=(",", ":")).encode() + b"\n"
     else:
         damaged.insert(index, lines[index])
@@ -373,7 +373,7 @@ def damage_screening_log(rng: random.Random, folder: Path) -> str:
         line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
         if line in whole:
             check(result != "measured", "lost", f"{kind}: a whole row was measured again")
-        value = result["continuity"] if name == "finalist" else result.score
+        value = result["score"] if name == "finalist" else result.score
         check(value == score_of(json.loads(key)), "wrong", f"{kind}: {value} for {key}")
     if kind in ("blank", "noise", "mistyped", "inner"):
         heard.names(f"{path}, line {index + 1} is damaged and left out")
@@ -384,7 +384,7 @@ def _measure_again(kind: str, item: dict[str, Any]) -> Callable[[], Any]:
     from nni_cssnas.judge.screening import Screened
 
     score = score_of(item)
-    return lambda: {"continuity": score} if kind == "finalist" else Screened(item, score, {"params": 1.0})
+    return lambda: {"score": score} if kind == "finalist" else Screened(item, score, {"params": 1.0})
 
 
 def fill_disk_of_screening_log(rng: random.Random, folder: Path) -> str:

@@ -18,11 +18,9 @@ from nni_cssnas.cli import app
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.judge.proxy import Candidate, Proxy, candidate_seed
-from nni_cssnas.judge.screening import FINAL, FINAL_DRAWS, LAG, Screened, Screener
-from nni_cssnas.scores.untrained import measure
-from nni_cssnas.search.explore import FINALISTS, choose, explore
+from nni_cssnas.judge.screening import FINAL_DRAWS, LAG, Screened, Screener
+from nni_cssnas.search.explore import choose, explore
 from nni_cssnas.spaces import CellNetwork, decode
-from nni_cssnas.spaces.backbone import Backbone
 
 SETTINGS: dict[str, Any] = {
     "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
@@ -78,9 +76,7 @@ def test_a_short_time_ends_it() -> None:
 
 
 @pytest.mark.slow
-def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FINALISTS, "untrained", 2)
-    monkeypatch.setattr("nni_cssnas.search.explore.SHARE", 0.5)
+def test_workers_change_nothing() -> None:
     screener = Screener(ProxyConfig(**SETTINGS))
     found = []
     for workers in (1, 2):
@@ -93,57 +89,31 @@ def test_workers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         assert next(few) == found[0][0][0]
 
 
-@pytest.mark.parametrize("number", [12, 100, 600])
-def test_the_best_are_measured_again_and_come_first(number: int) -> None:
+@pytest.mark.parametrize("score", ["untrained", "contrastive", "combined"])
+@pytest.mark.parametrize("number", [12, 32, 100, 600])
+def test_what_the_score_says_is_what_is_chosen(number: int, score: str) -> None:
     rng = np.random.default_rng(0)
     found = [
         Screened({"number": index}, float(value), {"x": 1.0}) for index, value in enumerate(rng.permutation(number))
     ]
     dead = Screened({"number": -1}, -9.0, {})
-    again = {index: {name: float(rng.random()) for name in FINAL} for index in range(number)}
+    again = {index: {"score": float(rng.random())} for index in range(number)}
 
     def spread(method: Any, items: Any) -> Iterator[Any]:
+        assert score != "untrained", "it is looked at once"
         assert method is Screener.finalist
         return (again[item["number"]] for item in items)
 
-    ranked = choose([dead, *found], ProxyConfig(), spread)
+    config = ProxyConfig(score=score)
+    ranked = choose([dead, *found], config, spread)
     by_first = sorted(found, key=lambda item: -item.score)
-    finalists = by_first[: min(64, -(-number // 8))]
-
-    def better_than(item: Screened, name: str) -> int:
-        return sum(again[item.choices["number"]][name] > again[other.choices["number"]][name] for other in finalists)
-
-    def look(item: Screened) -> float:
-        return better_than(item, "continuity") + 0.5 * better_than(item, "effective_macs")
-
-    best = sorted(finalists, key=lambda item: -look(item))
+    finalists = [] if score == "untrained" else by_first[: min(8, -(-number // 8))]
+    best = sorted(finalists, key=lambda item: -again[item.choices["number"]]["score"])
     assert [item.choices for item in ranked] == [item.choices for item in (*best, *by_first[len(finalists) :], dead)]
     # What the table shows falls with the rank: first the second look, then the score.
     looks = [item.second_look for item in ranked]
-    assert looks[len(finalists) :] == [None] * (number + 1 - len(finalists))
-    assert looks[: len(finalists)] == sorted((look for look in looks if look is not None), reverse=True)
-    assert all(0 < look <= 1 for look in looks if look is not None)
-    scores = [item.score for item in ranked[len(finalists) :]]
-    assert scores == sorted(scores, reverse=True)
-    # and the winner is among the best by the score
-    assert ranked[0].score >= by_first[len(finalists) - 1].score
-    assert choose([dead], ProxyConfig(), spread) == [dead]
-
-
-def test_a_finalist_is_the_mean_of_other_weights_and_views() -> None:
-    screener = Screener(ProxyConfig(**SETTINGS))
-    (parameters,) = screener.random(1, seed=0)
-    found = screener.finalist(parameters)
-    draws = []
-    for number in range(FINAL_DRAWS):
-        proxy = screener._final[number]
-        assert proxy.config.seed != screener.config.seed
-        backbone = Backbone(screener.space.freeze(decode(screener.space, parameters)), proxy.size)
-        stages = [f"model.{stage.name}" for stage in backbone.structure.stages]
-        draws.append(measure(backbone, proxy._fixed_views, proxy.config.seed, stages=stages, components=tuple(FINAL)))
-    assert len({draw["continuity"] for draw in draws}) == FINAL_DRAWS
-    for name in FINAL:
-        assert found[name] == pytest.approx(np.mean([draw[name] for draw in draws]), rel=1e-12)
+    assert looks == [again[item.choices["number"]]["score"] for item in best] + [None] * (number + 1 - len(best))
+    assert choose([dead], config, spread) == [dead]
 
 
 TRAINED: dict[str, Any] = {
@@ -155,7 +125,7 @@ TRAINED: dict[str, Any] = {
 
 
 def test_by_the_contrastive_score_the_mean_of_other_seeds_ranks_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FINALISTS, "contrastive", 2)
+    monkeypatch.setattr("nni_cssnas.search.explore.FINALISTS", 2)
     monkeypatch.setattr("nni_cssnas.search.explore.SHARE", 0.5)
     screener = Screener(ProxyConfig(**TRAINED))
     with screener.spread() as spread:
@@ -226,26 +196,33 @@ def test_the_command_searches_at_one_size(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "screened" / "genotype-3.json").exists()
 
 
-def test_the_command_lists_finalists_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("score", ["untrained", "contrastive"])
+def test_the_table_and_what_is_printed_agree(score: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "proxy.yml").write_text(json.dumps(SETTINGS))
-    monkeypatch.setitem(FINALISTS, "untrained", 3)
+    settings = TRAINED | {"score": score}
+    (tmp_path / "proxy.yml").write_text(json.dumps(settings))
     monkeypatch.setattr("nni_cssnas.search.explore.SHARE", 0.5)
-    screened = ["screen", "proxy.yml", "--num", "4", "--guided", "3", "--workers", "1", "-o", "found"]
+    screened = ["screen", "proxy.yml", "--num", "3", "--guided", "3", "--workers", "1", "-o", "found"]
     done = CliRunner().invoke(app, screened, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "best of 7 architectures" in done.output
-    rows = (tmp_path / "found" / "screen.csv").read_text().splitlines()
-    assert len(rows) == 8
-    screener = Screener(ProxyConfig(**SETTINGS))
+    said = " ".join(done.output.split())
+    assert "best of 6 architectures" in said
+    rows = list(csv.DictReader((tmp_path / "found" / "screen.csv").open()))
+    screener = Screener(ProxyConfig(**settings))
     with screener.spread() as spread:
-        found = list(explore(screener, spread, 4, 3))
-        ranked = choose(found, screener.config, spread)
-    assert [float(row.split(",")[2]) for row in rows[1:]] == [item.score for item in ranked]
-    looks = [row.split(",")[1] for row in rows[1:]]
-    assert looks == ["" if item.second_look is None else str(item.second_look) for item in ranked]
-    assert looks[3:] == [""] * 4
-    printed = re.search(r"score (\S+) \(place (\d) by score, and first of the 3 best", " ".join(done.output.split()))
+        ranked = choose(list(explore(screener, spread, 3, 3)), screener.config, spread)
+    assert [float(row["score"]) for row in rows] == [item.score for item in ranked]
+    assert [row["second_look"] for row in rows] == [
+        "" if item.second_look is None else str(item.second_look) for item in ranked
+    ]
+    looked = [item for item in ranked if item.second_look is not None]
+    printed = re.search(r"score (\S+) \((by score alone|place (\d) by score, and first of the 3 best)", said)
     assert printed is not None
     assert float(printed[1]) == pytest.approx(ranked[0].score, abs=1e-4)
-    assert int(printed[2]) == 1 + sum(item.score > ranked[0].score for item in ranked)
+    if score == "untrained":
+        assert not looked
+        assert printed[2] == "by score alone"
+        assert ranked[0].score == max(item.score for item in ranked)
+    else:
+        assert len(looked) == 3
+        assert int(printed[3]) == 1 + sum(item.score > ranked[0].score for item in ranked)
