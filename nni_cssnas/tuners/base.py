@@ -30,6 +30,7 @@ from nni.tuner import Tuner
 from nni_cssnas.base.paths import make_importable
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
 from nni_cssnas.errors import ConfigError, nearest
+from nni_cssnas.results.records import read_records
 from nni_cssnas.tuners.dispatcher import trial_code_directory
 from nni_cssnas.tuners.failures import Failures
 from nni_cssnas.tuners.journal import Entry, Journal
@@ -164,6 +165,8 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
                 restored = self._journal.entries
                 self._journal = Journal.of_experiment()
                 self.restore([*self._journal.entries, *restored])
+                with self._going_on("what finished while there was no tuner"):
+                    self._take_finished()
                 return
             try:
                 self._change_space(space)
@@ -220,6 +223,15 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
                     # The same seed, but not the random draws of the earlier sessions once more.
                     self.rng = self.dedup.rng = np.random.default_rng([self._seed, len(known)])
                 _logger.info("took over %d finished trials and %d others", judged, len(known) - judged)
+
+    def _take_finished(self) -> None:
+        """Learn of trials that ended after the manager had: only their own records tell of their scores."""
+        if self._journal.path is None or not self._journal.unjudged:
+            return
+        records = read_records(self._journal.path.parents[1])
+        missed = [record for record in records if record.finished and record.parameters in self._journal.unjudged]
+        if missed:
+            self.import_data([{"parameter": record.parameters, "value": record.score} for record in missed])
 
     def _remember(self, entry: Entry) -> bool:
         """Know a proposal of the journal, and learn its score; False if the search space has no place for it."""

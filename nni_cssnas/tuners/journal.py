@@ -66,6 +66,11 @@ class Journal:
         """All that is known, in the order in which it was proposed."""
         return list(self._found.values())
 
+    @property
+    def unjudged(self) -> list[dict[str, Any]]:
+        """The parameters of proposals whose trials' ends are not known."""
+        return [entry.parameters for entry in self._found.values() if not entry.judged]
+
     def keep(self, entry: Entry) -> None:
         """Know of what another journal tells; it is not written."""
         key = _key(entry.parameters)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nni_cssnas.results.records import TrialRecord
 from nni_cssnas.tuners.journal import NAME, Entry, Journal
 from nni_cssnas.tuners.tpe import Tpe
 
@@ -20,8 +21,10 @@ CHOICES: dict[str, Any] = {f"c{i}": {"_type": "choice", "_value": [f"v{j}" for j
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(tmp_path))
-    return tmp_path
+    folder = tmp_path / "checkpoint"  # of an experiment
+    folder.mkdir()
+    monkeypatch.setenv("NNI_CHECKPOINT_DIRECTORY", str(folder))
+    return folder
 
 
 def objective(parameters: dict[str, str]) -> float:
@@ -224,3 +227,31 @@ def test_what_a_full_disk_has_no_space_for_is_written_later_and_cuts_no_line(fol
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     run(made, range(6, 8))
     assert history(tuner()) == history(made)
+
+
+def test_what_finished_while_there_was_no_manager_is_learned_from_its_record(folder: Path) -> None:
+    """On a full disk the manager ends, and a trial that still runs can tell nobody but its own record."""
+    first = tuner()
+    run(first, range(4))
+    finished, failed, unknown = (first.generate_parameters(number) for number in (10, 11, 12))
+    for name, parameters, score in (("a", finished, 7.5), ("b", failed, None), ("c", {"x": "of another space"}, 1.0)):
+        record = TrialRecord(
+            experiment="e",
+            trial=name,
+            sequence=0,
+            parameter_id=None,
+            parameters=parameters,
+            status="succeeded" if score else "failed",
+            score=score,
+            started=0.0,
+            duration=1.0,
+        )
+        (folder.parent / "trials" / name).mkdir(parents=True)
+        record.write(folder.parent / "trials" / name)
+    second = tuner()
+    scores = {json.dumps(entry.parameters, sort_keys=True): entry for entry in second.history()}
+    assert scores[json.dumps(finished, sort_keys=True)] == Entry(finished, True, 7.5)
+    assert not scores[json.dumps(failed, sort_keys=True)].judged
+    assert not scores[json.dumps(unknown, sort_keys=True)].judged
+    assert len(history(second)) == len(history(first)) + 1
+    assert history(tuner()) == history(second)  # it stands in the journal now
