@@ -293,19 +293,16 @@ class ContrastiveConfig(Section):
 
 
 class UntrainedConfig(Section):
-    """Statistics of the untrained network on contrastive views, combined by their log-ranks.
+    """Statistics of the untrained network on contrastive views.
 
-    ``weights`` says how much the log-rank of each component counts (names in
-    :data:`~nni_cssnas.measures.MEASURES`, or ``module:function`` of one's own); ranks are taken among ``references`` architectures
-    drawn from the space once. ``criterion_weight`` is that of the contrastive criterion in a ``combined`` score.
+    ``weights`` says how much each measure counts in the sum that is the score (names in
+    :data:`~nni_cssnas.measures.MEASURES`, or ``module:function`` of one's own; :mod:`nni_cssnas.scores.combine`).
+    ``criterion_weight`` is that of the contrastive criterion in a ``combined`` score.
     """
 
     weights: dict[str, Weight] = DEFAULT_WEIGHTS
-    batch_size: Batch = Field(64, ge=4)
-    # So many rank as 128 do: Spearman .946 and .944 on NAS-Bench-201, .940 and .942 on NAS-Bench-Macro (means of 20 draws of
-    # references, each with a standard deviation of .005 to .007), and the first trial waits a quarter of the time.
-    references: int = Field(32, ge=8, le=10**4)
-    criterion_weight: Weight = 0.5
+    batch_size: Batch = Field(32, ge=4)
+    criterion_weight: Weight = 2.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -372,10 +369,7 @@ class ProxyConfig(Section):
         if isinstance(preset, str) and preset in PRESETS:
             defaults = PRESETS[preset]
             space = values.get("space")
-            if (
-                isinstance(space, Mapping)
-                and space.get("name", CELL_SPACE) != CELL_SPACE
-            ):
+            if isinstance(space, Mapping) and space.get("name", CELL_SPACE) != CELL_SPACE:
                 # The presets' arguments are CellSpace's; another space has its own.
                 defaults = {key: value for key, value in defaults.items() if key not in ("space", "stand_in")}
             if _says_how_many(values.get("images")):

@@ -21,11 +21,14 @@ from nni_cssnas.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from nni_cssnas.scores.look import Look
 
-__all__ = ["DEFAULT_WEIGHTS", "MEASURES", "Measure", "check_name", "find_measure", "register"]
+__all__ = ["DEFAULT_WEIGHTS", "MEASURES", "SCALES", "Measure", "check_name", "find_measure", "register"]
 
 NEEDS = ("codes", "macs", "pair", "stages")
 """What costs time, and is only there for measures that need it: which activations are on; the multiply-adds of each layer;
 both views of a batch, and the gradients of the weights; gradients from stage to stage."""
+
+SCALES = ("linear", "log")
+"""A count enters the score as its natural logarithm, a statistic as it is."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,15 @@ class Measure:
         Of :data:`NEEDS`.
     source
         Where it is from.
+    scale
+        Of :data:`SCALES`: how it enters the score.
     """
 
     name: str
     function: Callable[[Look], float] | str
     needs: frozenset[str] = frozenset()
     source: str = ""
+    scale: str = "linear"
 
     def value(self, look: Look) -> float:
         """The number. Raises ConfigError if the function cannot be found, or gives none."""
@@ -59,14 +65,14 @@ class Measure:
             raise ConfigError(f"measure {self.name!r} gives {type(found).__name__}; it must give a number") from None
 
 
-def _own(name: str, source: str, *needs: str) -> Measure:
-    return Measure(name, f"nni_cssnas.scores.measured:{name}", frozenset(needs), source)
+def _own(name: str, source: str, *needs: str, scale: str = "linear") -> Measure:
+    return Measure(name, f"nni_cssnas.scores.measured:{name}", frozenset(needs), source, scale)
 
 
 MEASURES: dict[str, Measure] = {
     item.name: item
     for item in (
-        _own("effective_macs", "multiply-adds that an image can change", "macs"),
+        _own("effective_macs", "multiply-adds that an image can change", "macs", scale="log"),
         _own("expressivity", "AZ-NAS, arXiv:2403.19232"),
         _own("resolution_expressivity", "AZ-NAS, arXiv:2403.19232, of the last stage of each resolution"),
         _own("progressivity", "AZ-NAS, arXiv:2403.19232"),
@@ -76,7 +82,10 @@ MEASURES: dict[str, Measure] = {
         _own("trainability", "AZ-NAS, arXiv:2403.19232", "stages"),
         _own("jacov", "Mellor et al., arXiv:2006.04647v1"),
         _own("naswot", "Mellor et al., arXiv:2006.04647", "codes"),
-        _own("swap", "SWAP-NAS, arXiv:2403.04161", "codes"),
+        _own("decorrelation", "the same, as the logarithm of the distance from the best"),
+        _own("shortcuts", "short ways through deep networks, arXiv:1605.06431 and arXiv:1512.03385"),
+        _own("deep_continuity", "continuity, where networks are deep"),
+        _own("swap", "SWAP-NAS, arXiv:2403.04161", "codes", scale="log"),
         _own("gradient_flow", "the norm of the contrastive loss's gradients, arXiv:2101.08134", "pair"),
         _own("zico", "ZiCo, arXiv:2301.11300, with the contrastive loss", "pair"),
     )
@@ -84,32 +93,36 @@ MEASURES: dict[str, Measure] = {
 """By name: those of this package, and what was registered."""
 
 DEFAULT_WEIGHTS = {
-    "effective_macs": 1.0,
-    "resolution_expressivity": 1.0,
-    "jacov": 1.0,
-    "progressivity": 0.5,
-    "naswot": 0.5,
-    "swap": 0.5,
-    "continuity": 0.25,
+    "effective_macs": 0.5,
+    "swap": 0.75,
+    "last_entropy": 0.5,
+    "progressivity": 0.25,
+    "decorrelation": 0.375,
+    "shortcuts": 1.25,
+    "deep_continuity": 1.5,
 }
-"""What the default score is made of: how much each log-rank counts. Chosen on two spaces at once (docs, measured results)."""
+"""What the default score is made of: the weight of each measure in its scale. Chosen on nine tables together (docs, measured
+results)."""
 
 
-def register(name: str, function: Callable[[Look], float], *, needs: Iterable[str] = (), source: str = "") -> Measure:
+def register(
+    name: str,
+    function: Callable[[Look], float],
+    *,
+    needs: Iterable[str] = (),
+    source: str = "",
+    scale: str = "linear",
+) -> Measure:
     """Make a measure known by name in this process. In ``proxy.yml`` use ``module:function``: trials are other processes.
 
     Raises
     ------
     ConfigError
-        If the name is taken or none, or ``needs`` are not of :data:`NEEDS`.
+        If the name is taken or none, ``needs`` are not of :data:`NEEDS`, or ``scale`` is not of :data:`SCALES`.
     """
     if not name.isidentifier() or name in MEASURES:
         raise ConfigError(f"a measure is to be called {name!r}, which is {'taken' if name in MEASURES else 'no name'}")
-    needs = frozenset(needs)
-    for need in needs:
-        if need not in NEEDS:
-            raise ConfigError(f"measure {name!r} needs {need!r}{nearest(need, NEEDS)}")
-    MEASURES[name] = Measure(name, function, needs, source)
+    MEASURES[name] = _checked(Measure(name, function, frozenset(needs), source, scale))
     return MEASURES[name]
 
 
@@ -129,7 +142,7 @@ def check_name(name: str) -> None:
 
 
 def find_measure(name: str) -> Measure:
-    """The measure of that name, or the one that ``module:function`` is, which needs what its attribute ``needs`` says.
+    """The measure of that name, or the one that ``module:function`` is, with what its attributes ``needs`` and ``scale`` say.
 
     Raises
     ------
@@ -141,10 +154,16 @@ def find_measure(name: str) -> Measure:
         return MEASURES[name]
     function = _imported(name)
     needs = frozenset(getattr(function, "needs", ()))
-    for need in needs:
+    return _checked(Measure(name, function, needs, f"{name} of the user's", getattr(function, "scale", "linear")))
+
+
+def _checked(measure: Measure) -> Measure:
+    for need in measure.needs:
         if need not in NEEDS:
-            raise ConfigError(f"measure {name!r} needs {need!r}{nearest(need, NEEDS)}")
-    return Measure(name, function, needs, f"{name} of the user's")
+            raise ConfigError(f"measure {measure.name!r} needs {need!r}{nearest(need, NEEDS)}")
+    if measure.scale not in SCALES:
+        raise ConfigError(f"measure {measure.name!r} has the scale {measure.scale!r}{nearest(measure.scale, SCALES)}")
+    return measure
 
 
 def _imported(name: str) -> Callable[[Look], float]:

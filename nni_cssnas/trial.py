@@ -10,7 +10,6 @@ NNI stops a trial (an assessor's decision, ``nnictl stop``) by SIGINT, and by SI
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import signal
 import sys
@@ -30,9 +29,6 @@ __all__ = ["main"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """They stop a trial: NNI sends the first, batch systems the second."""
-
-INTERVAL = 10.0
-"""Seconds between two lines about the reference architectures."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,8 +95,7 @@ def _judge(path: str, parameters: dict[str, Any]) -> ProxyResult:
         parameters = random_choices(space, np.random.default_rng())
         print(f"outside of NNI: scoring the random architecture {parameters}")
     sample = decode(space, parameters)
-    evaluator = ProxyEvaluator(config, on_references=_ReferencesLog())
-    return evaluator.run(lambda: space.freeze(sample), parameters, space)
+    return ProxyEvaluator(config).run(lambda: space.freeze(sample), parameters)
 
 
 def _keep(error: BaseException, parameters: dict[str, Any]) -> None:
@@ -127,22 +122,6 @@ def _keep(error: BaseException, parameters: dict[str, Any]) -> None:
     record.write(Path(folder))
     if not stopped:
         record.write_error(Path(folder), error)
-
-
-class _ReferencesLog:
-    """Says in the trial's log what it waits for, now and then."""
-
-    def __init__(self) -> None:
-        self._told = -math.inf
-
-    def __call__(self, done: int, total: int) -> None:
-        if done < 0:
-            print(f"waiting: another process scores the {total} reference architectures of this space", flush=True)
-        elif done == total or time.monotonic() - self._told >= INTERVAL:
-            self._told = time.monotonic()
-            print(
-                f"scoring the reference architectures of this space, once for all trials: {done} of {total}", flush=True
-            )
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

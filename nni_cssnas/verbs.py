@@ -182,7 +182,7 @@ def run(
     keep
         Leave the manager and the portal running at the end.
     on_step
-        Told of what comes before the start (stages ``images``, ``references``, ``waiting``).
+        Told of what comes before the start (stages ``images`` and ``checked``).
     on_start
         Told the experiment, with its id and the portal's address.
     on_progress

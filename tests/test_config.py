@@ -117,7 +117,6 @@ def test_wrong_settings_name_field_value_and_remedy(values: dict[str, Any], mess
         ("views.rr_degrees", [-90, 90], [0, 1e9]),
         ("views.sigmas", [0.1, 10], [0.1, 1e9]),
         ("untrained.batch_size", 4096, 10**9),
-        ("untrained.references", 1000, 10**9),
         ("untrained.criterion_weight", 100, 1e300),
         ("untrained.weights", {"naswot": 100}, {"naswot": 1e300}),
         ("contrastive.epochs", 1000, 10**9),

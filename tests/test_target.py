@@ -26,7 +26,7 @@ SETTINGS: dict[str, Any] = {
     "target": TARGET,
     "space": {"arguments": {"channels": 2}},
     "images": {"source": "tiles", "num_images": 16},
-    "untrained": {"batch_size": 4, "references": 8},
+    "untrained": {"batch_size": 4},
     "threads": 1,
 }
 
@@ -148,7 +148,7 @@ def test_a_target_in_a_file_that_cannot_be_used_is_named(tmp_path: Path) -> None
 def test_init_writes_what_its_recipe_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nni_cssnas.bridge.scaffold import Scaffold
 
-    monkeypatch.setattr("nni_cssnas.judge.proxy.Proxy.rehearse", lambda self, on_stage, references=True: None)
+    monkeypatch.setattr("nni_cssnas.judge.proxy.Proxy.rehearse", lambda self, on_stage, candidate: None)
     monkeypatch.setattr(
         Scaffold, "check", lambda self: type("Result", (), {"components": {"params": 1.0, "macs": 1.0}})
     )

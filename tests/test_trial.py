@@ -66,7 +66,7 @@ def run(folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("proxy", "message"),
     [
-        ("untrained: {references: 4}", "ConfigError: proxy.yml: untrained: references is 4"),
+        ("untrained: {batch_size: 2}", "ConfigError: proxy.yml: untrained: batch_size is 2"),
         ("space: {name: 'no_such_module_x:Space'}", "SpaceError: space 'no_such_module_x:Space'"),
         (
             "space: {name: 'broken_x:Space'}",
@@ -86,15 +86,3 @@ def test_every_trial_that_began_has_a_record(proxy: str, message: str, tmp_path:
     assert message in (tmp_path / "trial" / ERROR_NAME).read_text()
     with pytest.raises(ExperimentError, match=r"1 started, 1 failed\); 1 of 1 failed: "):
         rank([record])
-
-
-@pytest.mark.slow
-def test_the_log_says_what_a_trial_waits_for(tmp_path: Path) -> None:
-    settings = {key: PROXY[key] for key in ("threads", "space", "images", "views")}
-    (tmp_path / "proxy.yml").write_text(yaml.safe_dump({**settings, "untrained": {"references": 8, "batch_size": 16}}))
-    done = run(tmp_path)
-    assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stdout.splitlines() if "reference architectures" in line]
-    assert lines[0].endswith(": 0 of 8")
-    assert lines[-1].endswith(": 8 of 8")
-    assert "jacov: " in done.stdout

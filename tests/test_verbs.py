@@ -25,7 +25,7 @@ VERBS = ("best", "compare", "export", "probe", "report", "retrain", "run", "scre
 SETTINGS: dict[str, Any] = {
     "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
     "images": {"source": "tiles", "num_images": 64},
-    "untrained": {"batch_size": 8, "references": 8},
+    "untrained": {"batch_size": 8},
     "threads": 1,
 }
 SMALL: dict[str, Any] = {
@@ -87,7 +87,7 @@ def test_from_images_to_a_trained_network(
         (item.measures["params"] for item in found.front), reverse=True
     )
     assert (found.folder, found.files, found.interrupted) == (None, (), False)
-    assert {step.stage for step in stages} == {"images", "references", "screening"}
+    assert {step.stage for step in stages} == {"images", "screening"}
     assert list(tmp_path.iterdir()) == [labelled]  # nothing is written unless a folder is named
     assert [path.suffix for path in found.best.draw(tmp_path / "cell.svg")] == [".svg", ".png"]
 

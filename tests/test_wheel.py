@@ -68,7 +68,7 @@ def test_it_holds_every_file_that_the_package_reads(site: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_it_searches_outside_of_a_checkout(site: Path, tmp_path: Path) -> None:
-    settings = "untrained: {batch_size: 8, references: 8}\nimages: {source: tiles, max_images: 64}\nthreads: 1\n"
+    settings = "untrained: {batch_size: 8}\nimages: {source: tiles, max_images: 64}\nthreads: 1\n"
     (tmp_path / "proxy.yml").write_text(settings)
     said = outside(site, tmp_path, "-m", "nni_cssnas.cli", "screen", "proxy.yml", "-n", "2", "-o", "found")
     assert "best of 2 architectures" in said
@@ -85,7 +85,7 @@ def test_it_searches_outside_of_a_checkout(site: Path, tmp_path: Path) -> None:
 
 
 SMALLER = {
-    "num=200, minutes=20": 'num=2, config={"untrained": {"references": 8, "batch_size": 8}, "threads": 1}',
+    "num=200, minutes=20": 'num=2, config={"untrained": {"batch_size": 8}, "threads": 1}',
     "epochs=20": "epochs=1, channels=4, num_cells=3, size=32, auxiliary_weight=0, batch_size=8",
 }
 """What makes the README's lines take seconds."""

@@ -55,7 +55,6 @@ def search(args: argparse.Namespace, truth: Mapping[str, float], seed: int, cons
         },
         images={"source": args.images, "num_images": None},
         views={"input_size": args.size},
-        untrained={"references": args.references},
     )
     screener = Screener(config)
     with screener.spread(args.workers) as spread:
@@ -90,7 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=16, help="edge of the views in pixels")
     parser.add_argument("--random", type=int, default=400, help="random architectures that are screened")
     parser.add_argument("--guided", type=int, default=200, help="proposals of TPE after them")
-    parser.add_argument("--references", type=int, default=128, help="architectures that the others are ranked among")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)))
     parser.add_argument("--out", type=Path, default=Path("runs/end_to_end"))

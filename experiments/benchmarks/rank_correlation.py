@@ -54,7 +54,7 @@ from nni_cssnas.base.files import replacing, write_atomically
 from nni_cssnas.base.paths import make_importable
 from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError, SpaceError, nearest
 from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES, find_measure
-from nni_cssnas.scores.combine import ReferenceSet, log_ranks
+from nni_cssnas.scores.combine import combine
 
 COMPONENTS = tuple(MEASURES)
 COSTS = ("params", "macs")
@@ -308,18 +308,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--train-images", type=int, default=576, help="images of this training (default: 576)")
     parser.add_argument(
-        "--depth", type=int, metavar="N", help="darts: cells of the network that is scored (default: 5)"
+        "--depth", type=int, metavar="N", help="darts: cells of the network that is scored (default: 20)"
     )
-    parser.add_argument("--width", type=int, metavar="N", help="darts: its channels (default: 8)")
+    parser.add_argument("--width", type=int, metavar="N", help="darts: its channels (default: 6)")
     parser.add_argument("--size", type=int, default=16, help="edge of the views in pixels (default: 16)")
-    parser.add_argument("--batch", type=int, default=64, help="images (default: 64)")
-    parser.add_argument("--score-seed", type=int, default=0, help="seed of weights, views and references (default: 0)")
-    parser.add_argument(
-        "--references",
-        type=int,
-        default=128,
-        help="architectures of the space that the default score's ranks are taken among; 0: those drawn (default: 128)",
-    )
+    parser.add_argument("--batch", type=int, default=32, help="images (default: 32)")
+    parser.add_argument("--score-seed", type=int, default=0, help="seed of weights and views (default: 0)")
     parser.add_argument(
         "--threshold", type=float, help="accuracy of the upper part (default: 90 in NAS-Bench, else the median)"
     )
@@ -396,8 +390,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError(f"--depth is {args.depth}; a network has at least 3 cells")
     if args.width is not None and (args.width < 2 or args.width % 2):
         raise ConfigError(f"--width is {args.width}; it must be even, at least 2")
-    if args.references < 0:
-        raise ConfigError(f"--references is {args.references}; it must be 0 or more")
     check_scores(args.scores)
 
 
@@ -460,10 +452,8 @@ def _excluded(args: argparse.Namespace, rows: int) -> int:
     return len({index for seed, size in args.exclude for index in np.random.default_rng(seed).permutation(rows)[:size]})
 
 
-def score(
-    args: argparse.Namespace, job: Job, console: Console
-) -> tuple[Drawn, list[str], Mapping[str, Mapping[str, str]]]:
-    """What was drawn, the references, and the row of ``scores.csv`` of each. Raises CssnasError as :func:`run`."""
+def score(args: argparse.Namespace, job: Job, console: Console) -> tuple[Drawn, Mapping[str, Mapping[str, str]]]:
+    """What was drawn, and the row of ``scores.csv`` of each. Raises CssnasError as :func:`run`."""
     drawn = drawn_from(args, job)
     scorer = Scorer(args, job.benchmark)
     settings = {
@@ -478,12 +468,7 @@ def score(
         settings |= {"contrastive": scorer.training.model_dump(mode="json"), "train_images": args.train_images}
     trained = (*scorer.criteria, "losses") if scorer.criteria else ()
     rows = Rows(job.out, ("arch", *scorer.names, *trained, *COSTS, "seconds"), settings)
-    rng = np.random.default_rng(args.score_seed)
-    combined = not args.scores or COMBINED in args.scores
-    like = drawn.entries[0].arch
-    number = args.references if combined else 0
-    references = list(dict.fromkeys(scorer.benchmark.random_arch(rng, like) for _ in range(number)))
-    wanted = list(dict.fromkeys([*references, *(entry.arch for entry in drawn.entries)]))
+    wanted = list(dict.fromkeys(entry.arch for entry in drawn.entries))
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -498,14 +483,13 @@ def score(
             if arch not in rows.rows:
                 rows.add(scorer.row(arch))
             bar.advance(task)
-    return drawn, references, rows.rows
+    return drawn, rows.rows
 
 
 def columns_of(
     args: argparse.Namespace,
     job: Job,
     entries: Sequence[Entry],
-    references: Sequence[str],
     rows: Mapping[str, Mapping[str, str]],
 ) -> dict[str, NDArray[np.float64]]:
     """By score, one number for each architecture, in the order in which they are printed."""
@@ -519,25 +503,13 @@ def columns_of(
         if name == PATH and not hasattr(module, "path"):
             continue
         if name == COMBINED:
-            columns[name] = _combined(column, entries, references, rows)
+            parts = [{part: float(rows[entry.arch][part]) for part in DEFAULT_WEIGHTS} for entry in entries]
+            columns[name] = np.array([combine(one, DEFAULT_WEIGHTS) for one in parts])
         elif name == PATH:
             columns[name] = rank_sum(column("params"), np.array([float(module.path(entry.arch)) for entry in entries]))
         else:
             columns[name] = column(name)
     return columns
-
-
-def _combined(
-    column: Any, entries: Sequence[Entry], references: Sequence[str], rows: Mapping[str, Mapping[str, str]]
-) -> NDArray[np.float64]:
-    """The default score: among the references, or without any among the architectures themselves."""
-    if not references:
-        return log_ranks({name: column(name) for name in DEFAULT_WEIGHTS}, DEFAULT_WEIGHTS)
-    parts = [{name: float(rows[arch][name]) for name in DEFAULT_WEIGHTS} for arch in references]
-    reference_set = ReferenceSet.from_scores(parts, weights=DEFAULT_WEIGHTS)
-    return np.array(
-        [reference_set.score({name: float(rows[entry.arch][name]) for name in DEFAULT_WEIGHTS}) for entry in entries]
-    )
 
 
 # ---- what is found ------------------------------------------------------------------------------------
@@ -547,12 +519,11 @@ def report(
     args: argparse.Namespace,
     job: Job,
     drawn: Drawn,
-    references: Sequence[str],
     rows: Mapping[str, Mapping[str, str]],
     console: Console,
 ) -> list[Line]:
     """Print a table for each column; write ``summary.csv`` and ``scatter.png`` beside ``scores.csv``."""
-    columns = columns_of(args, job, drawn.entries, references, rows)
+    columns = columns_of(args, job, drawn.entries, rows)
     params = np.array([float(rows[entry.arch]["params"]) for entry in drawn.entries])
     seconds = statistics.mean(float(rows[entry.arch]["seconds"]) for entry in drawn.entries)
     lines = []

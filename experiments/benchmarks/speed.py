@@ -541,11 +541,8 @@ def memory(bench: Bench, args: argparse.Namespace) -> None:
 
 
 def screener(**values: Any) -> Screener:
-    """Of the default score; with few references, since these are scored before the clock runs."""
-    untrained = {"references": 8, **values.pop("untrained", {})}
-    found = Screener(preset(**{"images": {"num_images": 256}, **values, "untrained": untrained, "score": "untrained"}))
-    _ = found.proxy.reference_set
-    return found
+    """Of the default score."""
+    return Screener(preset(**{"images": {"num_images": 256}, **values, "score": "untrained"}))
 
 
 def screen(found: Screener, number: int, seed: int, workers: int = 1) -> float:
@@ -588,7 +585,7 @@ def growth(bench: Bench, args: argparse.Namespace) -> None:
     cases: Sequence[tuple[str, Mapping[str, Any]]] = (
         ("cpu preset", {}),
         ("twice the images", {"images": {"num_images": 2 * bench.sizes.images}}),
-        ("twice the batch", {"contrastive": {"batch_size": 256}, "untrained": {"batch_size": 128}}),
+        ("twice the batch", {"contrastive": {"batch_size": 256}, "untrained": {"batch_size": 64}}),
         ("twice the channels", {"space": {"arguments": base | {"channels": 16}}}),
         ("8 cells for 5", {"space": {"arguments": base | {"num_cells": 8}}}),
         ("twice the edge", {"views": {"input_size": 32}}),

@@ -25,17 +25,8 @@ from torch import nn
 from nni_cssnas.base.files import write_atomically
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, ExperimentError, ImagesError, SpaceError
-from nni_cssnas.judge.proxy import (
-    Candidate,
-    OnReferences,
-    Proxy,
-    ProxyResult,
-    References,
-    candidate_seed,
-    references_of,
-)
+from nni_cssnas.judge.proxy import Candidate, Proxy, ProxyResult, candidate_seed
 from nni_cssnas.results.records import TrialRecord
-from nni_cssnas.spaces.factory import Space, make_space
 
 __all__ = ["ProxyEvaluator"]
 
@@ -58,8 +49,6 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
     record_dir
         Folder in which every candidate gets a folder of its own for its record. By default the record goes to
         NNI's folder of the trial; without NNI none is written.
-    on_references
-        Told while the reference architectures are scored; see :class:`~nni_cssnas.judge.proxy.Proxy`.
 
     Examples
     --------
@@ -72,7 +61,6 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         self,
         config: str | Path | Mapping[str, Any] | ProxyConfig,
         record_dir: str | Path | None = None,
-        on_references: OnReferences | None = None,
     ) -> None:
         # NNI puts the first candidate in the place of a choice, without a word.
         for name, value in getattr(self, "trace_kwargs", {"config": config, "record_dir": record_dir}).items():
@@ -89,14 +77,11 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         else:
             raise ConfigError(f"config is {config!r}; give the path of a proxy.yml, a mapping or a ProxyConfig")
         self.record_dir = Path(record_dir) if record_dir is not None else None
-        self.on_references = on_references
         self._judge: Proxy | None = None
 
     def _execute(self, model: Any) -> float:
         """NNI's hook: judge an architecture that a strategy of ``NasExperiment`` has sampled."""
-        # NNI has two forms of a space: RawFormatModelSpace holds it, SimplifiedModelSpace the recipe for it.
-        space = model.model_space if hasattr(model, "model_space") else model.model.get(traceable=False)
-        return self.run(model.executable_model, dict(model.sample), space).score
+        return self.run(model.executable_model, dict(model.sample)).score
 
     def evaluate(self, model: nn.Module) -> float:
         """Judge a copy of a network, weights included, and report to NNI where NNI runs this; gives the score.
@@ -115,9 +100,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
             ) from error
         return self.run(lambda: own, {}).score
 
-    def run(
-        self, build: Callable[[], nn.Module], parameters: dict[str, Any], space: Space | None = None
-    ) -> ProxyResult:
+    def run(self, build: Callable[[], nn.Module], parameters: dict[str, Any]) -> ProxyResult:
         """Judge one architecture, report to NNI and write its record.
 
         Parameters
@@ -126,8 +109,6 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
             Gives the network; called once.
         parameters
             The choices that name the architecture.
-        space
-            The model space, from which reference architectures are drawn; by default that of the config.
 
         Raises
         ------
@@ -141,7 +122,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
             if before is not None:
                 return _tell(ProxyResult(before.score or 0.0, before.components, tuple(before.epoch_losses)))
         with _RecordWriter(folder, parameters, seed, self.config) as journal:
-            proxy = self._proxy(space)
+            proxy = self._proxy()
             if self.record_dir is None and journal.folder is not None:
                 _refuse_other_images(journal.folder.parent, proxy)
             journal.note(environment=_environment(proxy.device))
@@ -160,17 +141,10 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
             journal.note(status="succeeded", score=result.score, components=result.components)
         return _tell(result)
 
-    def _proxy(self, space: Space | None) -> Proxy:
+    def _proxy(self) -> Proxy:
         """The judge, ready to work; kept, for a sequential NasExperiment judges many candidates in one process."""
-        references: References | None = None
-        if self.config.score != "contrastive":
-            space = make_space(self.config.scored_space) if space is None else space
-            references = references_of(space, self.config)
-        key = references.key if references else None
-        if self._judge is None or (self._judge.references and self._judge.references.key) != key:
-            proxy = Proxy(self.config, references)
-            if self.on_references is not None:
-                proxy.on_references = self.on_references
+        if self._judge is None:
+            proxy = Proxy(self.config)
             proxy.prepare()
             self._judge = proxy
         return self._judge

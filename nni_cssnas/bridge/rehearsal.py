@@ -22,17 +22,13 @@ class Rehearsal:
     space: str | None = None
 
 
-def rehearse(
-    config: Path, *, references: bool = True, on_stage: Callable[[str, int, int], None] | None = None
-) -> Rehearsal:
+def rehearse(config: Path, *, on_stage: Callable[[str, int, int], None] | None = None) -> Rehearsal:
     """Check ``experiment.yml``, then ``proxy.yml``, the space and the images of its trials, as far as they are here.
 
     Parameters
     ----------
     config
         The file that ``nnictl create`` shall run.
-    references
-        Whether the reference architectures that all trials need are scored as well, which takes up to minutes.
     on_stage
         See :meth:`~nni_cssnas.judge.proxy.Proxy.rehearse`.
 
@@ -46,11 +42,12 @@ def rehearse(
         return Rehearsal(checked.trials)
     make_importable(checked.code_directory)  # a space of the user's own
 
-    from nni_cssnas.judge.proxy import Proxy, references_of
+    from nni_cssnas.judge.proxy import Proxy, random_candidates
     from nni_cssnas.spaces import make_space
 
-    proxy = Proxy(checked.proxy, references_of(make_space(checked.proxy.scored_space), checked.proxy))
-    proxy.rehearse(on_stage or _nothing, references=references)
+    proxy = Proxy(checked.proxy)
+    space = make_space(checked.proxy.scored_space)
+    proxy.rehearse(on_stage or _nothing, next(random_candidates(space, checked.proxy, checked.proxy.seed)))
     return Rehearsal(checked.trials, len(proxy.images), checked.proxy.space.name)
 
 

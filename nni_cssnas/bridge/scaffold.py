@@ -16,7 +16,7 @@ import yaml
 from nni_cssnas.base.files import write_atomically
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError
-from nni_cssnas.judge.proxy import Proxy, ProxyResult, references_of
+from nni_cssnas.judge.proxy import Candidate, Proxy, ProxyResult, random_candidates
 from nni_cssnas.spaces import make_space, search_space
 from nni_cssnas.spaces.encoding import has_constraints
 
@@ -82,24 +82,18 @@ class Scaffold:
 
     @cached_property
     def judge(self) -> Proxy:
-        """What scores as the trials will; its reference architectures are those of the experiment.
-
-        A contrastive training is cut to two steps, and a combined score to the untrained part: this is a look whether it
-        runs.
-        """
+        """What scores as the trials will, but for a contrastive training, which is cut to two steps: a look whether it runs."""
         contrastive = self.config.contrastive.model_copy(update={"steps": 2, "criterion": "loss"})
-        update: dict[str, Any] = {"contrastive": contrastive}
-        if self.config.score == "combined":
-            update |= {"score": "untrained", "untrained": self.config.untrained.model_copy(update={"references": 8})}
-        config = self.config.model_copy(update=update)
-        return Proxy(config, references_of(self.space, config))
+        return Proxy(self.config.model_copy(update={"contrastive": contrastive}))
+
+    @cached_property
+    def candidate(self) -> Candidate:
+        """A random architecture."""
+        return next(random_candidates(self.space, self.config, self.config.seed))
 
     def check(self) -> ProxyResult:
-        """Score one random architecture as a trial would; gives its numbers, or raises what the trial would."""
-        references = self.judge.references
-        assert references is not None
-        # Not the first reference: one that is drawn as a tuner would.
-        return self.judge.judge(next(references.draw(self.config.seed + 1)))
+        """Score it as a trial would; gives its numbers, or raises what the trial would."""
+        return self.judge.judge(self.candidate)
 
     def write(self) -> list[Path]:
         """Write the files; gives their paths."""

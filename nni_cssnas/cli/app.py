@@ -128,8 +128,6 @@ class Steps:
 
     WORDS: ClassVar[dict[str, str]] = {
         "images": "looking at the space and the images",
-        "references": "scoring reference architectures, once",
-        "waiting": "another process scores the references; waiting",
         "screening": "screening",
         "finalists": "looking at the best once more",
     }
@@ -159,7 +157,7 @@ class Steps:
         self._status.stop()
         if step.stage != self._stage:
             self._stage = step.stage
-            self._told = -math.inf if step.stage in ("references", "waiting") else time.monotonic()
+            self._told = time.monotonic()
             self._bar.start()
             self._bar.add_task(what, total=step.total)
         self._bar.update(self._bar.task_ids[-1], completed=step.done)

@@ -27,21 +27,21 @@ def run(config: Config, port: Port = None, public: Public = False, keep: Keep = 
     from nni_cssnas.bridge import launch
     from nni_cssnas.cli.watching import follow
 
-    _rehearse(config, references=True)
+    _rehearse(config)
     follow(lambda: launch.create(config, port=port, public=public), keep=keep, top=top)
 
 
 @app.command()
 def check(config: Config) -> None:
     """Check experiment.yml, proxy.yml, the space and the images, and start nothing; run does this too."""
-    found = _rehearse(config, references=False)
+    found = _rehearse(config)
     number = "no limit of trials" if found.trials is None else f"{found.trials} trials"
     if found.space is None:
         number += "; its trials are not this package's or run elsewhere, so space and images were not looked at"
     console.print(f"{config} can be run: {number}", soft_wrap=True, highlight=False)
 
 
-def _rehearse(config: Path, *, references: bool) -> Rehearsal:
+def _rehearse(config: Path) -> Rehearsal:
     from nni_cssnas.bridge.rehearsal import rehearse
     from nni_cssnas.search.screen import Step
 
@@ -52,7 +52,7 @@ def _rehearse(config: Path, *, references: bool) -> Rehearsal:
             if stage == "checked":
                 console.print(f"{done} images; the space and the score can be used", highlight=False)
 
-        return rehearse(config, references=references, on_stage=tell)
+        return rehearse(config, on_stage=tell)
 
 
 @app.command()
@@ -111,9 +111,7 @@ def clean(
     experiments: Annotated[
         list[str] | None, typer.Argument(metavar="[ID]...", help="Experiments to delete, with all that they found.")
     ] = None,
-    cache: Annotated[
-        bool, typer.Option("--cache", help="Delete decoded images and reference scores; they are made again.")
-    ] = False,
+    cache: Annotated[bool, typer.Option("--cache", help="Delete decoded images; they are made again.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete experiments, or the cache, after a question."""
@@ -201,7 +199,7 @@ def init(
     if not force:
         scaffold.refuse_to_overwrite()
     with Steps() as show:
-        scaffold.judge.rehearse(lambda stage, done, total: show(Step(stage, done, total)))
+        scaffold.judge.rehearse(lambda stage, done, total: show(Step(stage, done, total)), scaffold.candidate)
     with console.status("scoring one random architecture"):
         result = scaffold.check()
     cost = f"{short(result.components['params'])} parameters, {short(result.components['macs'])} multiply-adds"

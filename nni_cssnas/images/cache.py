@@ -64,7 +64,7 @@ def empty_cache(cache_dir: Path | None = None) -> int:
 
     folder = cache_folder(cache_dir)
     freed = 0
-    for pattern in ("*px-*.npy", "depth-*.json", "references/*.json"):
+    for pattern in ("*px-*.npy", "depth-*.json"):
         for path in folder.glob(pattern):
             with suppress(OSError, Timeout), FileLock(path.with_suffix(".lock"), timeout=0):
                 size = path.lstat().st_size

@@ -1,1 +1,1 @@
-"""A network in, the configured score out; what stands beside a score: references, a screener, feasibility."""
+"""A network in, the configured score out; what stands beside a score: a screener, feasibility."""

@@ -19,8 +19,9 @@ from nni_cssnas.base.workers import Workers, end_with_parent, lagged
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import DivergenceError, SpaceError
 from nni_cssnas.genotype import Choices, Genotype
-from nni_cssnas.judge.proxy import Candidate, Proxy, candidate_seed, references_of
+from nni_cssnas.judge.proxy import Candidate, Proxy, candidate_seed
 from nni_cssnas.results.screening_log import ScreeningLog
+from nni_cssnas.scores.combine import DEAD
 from nni_cssnas.spaces.encoding import decode, random_choices, search_space
 from nni_cssnas.spaces.factory import make_space
 
@@ -54,7 +55,7 @@ class Screener:
     Parameters
     ----------
     config
-        All of ``proxy.yml``; the image batch and the reference architectures are made once.
+        All of ``proxy.yml``; the image batch is made once.
 
     Raises
     ------
@@ -66,7 +67,7 @@ class Screener:
         self.config = config
         self.space = make_space(config.scored_space)
         self.search_space = search_space(self.space)
-        self.proxy = Proxy(config, references_of(self.space, config))
+        self.proxy = Proxy(config)
         self.proxy.prepare()
         self._final: dict[int, Proxy] = {}
 
@@ -80,7 +81,7 @@ class Screener:
             genotype = getattr(model, "genotype", None)
             result = self.proxy.score(model, candidate.seed)
         except (SpaceError, DivergenceError):
-            worst = -math.inf if self.config.score == "contrastive" else self.proxy.reference_set.worst
+            worst = -math.inf if self.config.score == "contrastive" else DEAD
             return Screened(chosen, worst, {})
         return Screened(chosen, result.score, result.components, genotype)
 
@@ -98,13 +99,10 @@ class Screener:
         return {"score": statistics.fmean(scores)}
 
     def _another(self, number: int) -> Proxy:
-        """The same judge with another seed, and the same references."""
+        """The same judge with another seed."""
         if number not in self._final:
             seed = derive_seed(self.config.seed, f"finalists {number}")
-            proxy = Proxy(self.config.model_copy(update={"seed": seed}), self.proxy.references)
-            if self.config.score == "combined":
-                proxy.reference_set = self.proxy.reference_set
-            self._final[number] = proxy
+            self._final[number] = Proxy(self.config.model_copy(update={"seed": seed}))
         return self._final[number]
 
     def random(self, num: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -137,8 +135,6 @@ class Screener:
                 memory.recalling(method, lambda item: partial(method, self, item)), items, LAG
             )
             return
-        if self.config.score != "contrastive":
-            _ = self.proxy.reference_set  # once, not by all of them at a time
         threads = max(1, torch.get_num_threads() // workers)
         pool = Workers(workers, _start_worker, (self.config, threads))
         try:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from nni_cssnas.base.modules import feature_tensor, pooled
 from nni_cssnas.errors import SpaceError
 from nni_cssnas.scores.cost import multiply_adds
+from nni_cssnas.scores.paths import activations_on_paths
 from nni_cssnas.scores.statistics import contrastive_loss, entropy, gram
 
 __all__ = ["Look", "Stage", "View"]
@@ -58,6 +59,8 @@ class View:
         Multiply-adds of layers that do not reach the features, or see the same for every image.
     outputs
         Of the stages, with their graph, where ``stages`` are needed.
+    images
+        The leaf of the graph.
     """
 
     stages: list[Stage]
@@ -66,6 +69,7 @@ class View:
     gradient: Tensor | None
     idle_macs: int
     outputs: list[Tensor]
+    images: Tensor
 
 
 class Look:
@@ -116,6 +120,12 @@ class Look:
     def macs(self) -> int:
         """Multiply-adds of the whole network for one image."""
         return multiply_adds(self.model, self.images[0].shape[1:]) if self._macs is None else self._macs
+
+    @cached_property
+    def ways(self) -> tuple[int, int]:
+        """The fewest and the most activations on a way from the images to the features; zeros where none leads there."""
+        view = self.views[0]
+        return activations_on_paths(view.features, view.images) or (0, 0)
 
     def features_of(self, images: Tensor) -> Tensor:
         """``(batch, F)`` of other images, without their graph."""
@@ -196,7 +206,13 @@ def _pass(model: nn.Module, images: Tensor, stages: Sequence[str], classifier: s
     idle = sum(macs for (_, macs), g in zip(layers, reached, strict=True) if g is None or not _any(g))
     kept = [outputs[name] for name in stages] if "stages" in needs else []
     return View(
-        [measured[name] for name in stages], recorder.all(images), features, gradient, constant_macs + idle, kept
+        [measured[name] for name in stages],
+        recorder.all(images),
+        features,
+        gradient,
+        constant_macs + idle,
+        kept,
+        images,
     )
 
 

@@ -16,6 +16,8 @@ from nni_cssnas.scores.look import Look, View
 
 __all__ = [
     "continuity",
+    "decorrelation",
+    "deep_continuity",
     "effective_macs",
     "expressivity",
     "gradient_flow",
@@ -25,10 +27,15 @@ __all__ = [
     "nonlinearity",
     "progressivity",
     "resolution_expressivity",
+    "shortcuts",
     "swap",
     "trainability",
     "zico",
 ]
+
+DEEP = 60.0
+"""Activations on the longest way: a network of half as many is not deep, one of twice as many is. Plain networks of more than
+some fifty layers train worse the deeper they are, residual ones do not (arXiv:1512.03385, figures 1 and 6)."""
 
 SWAP_IMAGES = 16
 """The codes of more images are nearly all distinct: their number then only counts the activations."""
@@ -59,6 +66,18 @@ def continuity(look: Look) -> float:
     return mean(_continuity(view) for view in look.views)
 
 
+def shortcuts(look: Look) -> float:
+    """Minus the logarithm of the fewest activations on a way through a stage, over one half; 0 where these are at most one
+    half on average, and towards 0 where the network is not :data:`DEEP`."""
+    shortest, _ = look.ways
+    return -_depth(look) * max(0.0, math.log(2 * (shortest + 1) / len(look.views[0].stages)))
+
+
+def deep_continuity(look: Look) -> float:
+    """:func:`continuity` less 0.8, and towards 0 where the network is not :data:`DEEP`."""
+    return _depth(look) * (continuity(look) - 0.8)
+
+
 def last_entropy(look: Look) -> float:
     """:func:`~nni_cssnas.scores.statistics.entropy` of the last stage: the effective dimensions that come out."""
     return mean(view.stages[-1].entropy for view in look.views)
@@ -80,6 +99,12 @@ def nonlinearity(look: Look) -> float:
 def jacov(look: Look) -> float:
     """:func:`~nni_cssnas.scores.statistics.jacov` of all views together."""
     return statistics.jacov(torch.cat([view.gradient for view in look.views if view.gradient is not None]))
+
+
+def decorrelation(look: Look) -> float:
+    """Minus the logarithm of how far :func:`~nni_cssnas.scores.statistics.jacov` is from its largest value, an image."""
+    images = sum(view.gradient.shape[0] for view in look.views if view.gradient is not None)
+    return -math.log(max(-jacov(look) / images - 1, 1e-6))
 
 
 def naswot(look: Look) -> float:
@@ -106,6 +131,12 @@ def mean(values: Iterable[float]) -> float:
     """Of at least one number, summed without rounding in between."""
     numbers = list(values)
     return math.fsum(numbers) / len(numbers)
+
+
+def _depth(look: Look) -> float:
+    """From 0 (not :data:`DEEP`) to 1."""
+    _, longest = look.ways
+    return 1 / (1 + math.exp(-10 * math.log((longest + 1) / DEEP)))
 
 
 def _entropies(item: View) -> list[float]:

@@ -28,7 +28,6 @@ class Step:
     ----------
     stage
         ``images`` (they are read), ``checked`` (space and images are: ``done`` images), ``recalled`` (``done`` architectures were scored by an earlier run of this search),
-        ``references`` (scored once, for scores that are ranks), ``waiting`` (another process scores these),
         ``screening``, ``finalists`` (the best are looked at once more), ``interrupted`` (``done`` are kept in the log).
     done, total
         Of the stage; 0 where nothing is counted.
@@ -68,7 +67,6 @@ def screen(
     found: list[Screened] = []
     ranked: list[Screened] = []
     try:
-        _score_references(screener, on_step)
         with screener.spread(workers or screener.default_workers(num + guided), log) as spread:
             best = None
             for item in explore(screener, spread, num, guided, seed=config.seed, seconds=seconds):
@@ -97,17 +95,6 @@ def screen(
 
 def _stated(config: ProxyConfig) -> dict[str, Any] | None:
     return None if config.target is None else config.target.model_dump(mode="json")
-
-
-def _score_references(screener: Screener, on_step: OnStep) -> None:
-    if screener.config.score == "contrastive":
-        return
-
-    def told(done: int, total: int) -> None:
-        on_step(Step("waiting" if done < 0 else "references", max(done, 0), total))
-
-    screener.proxy.on_references = told
-    _ = screener.proxy.reference_set
 
 
 def _counting(results: Iterable[T], items: Sized, on_step: OnStep, best: float | None) -> Iterator[T]:

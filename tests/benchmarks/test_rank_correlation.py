@@ -308,7 +308,6 @@ def command(tmp_path: Path, images: Path, *more: str) -> list[str]:
         "--images": str(images),
         "--sample": "4",
         "--batch": "8",
-        "--references": "3",
         "--resamples": "10",
         "--out": str(tmp_path / "out"),
     }
@@ -419,7 +418,7 @@ def test_a_measure_of_ones_own(
 
 
 def test_ranks_among_those_drawn(tmp_path: Path, images: Path) -> None:
-    assert benchmark.main(command(tmp_path, images, "--scores", "untrained", "--references", "0")) == 0
+    assert benchmark.main(command(tmp_path, images, "--scores", "untrained")) == 0
     rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
     assert len(rows) == 4
     truth = {arch: 85 + 2 * index for index, arch in enumerate(ARCHS)}
@@ -562,7 +561,6 @@ def test_all_takes_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--depth", "8"], "--depth is for darts; nasbench_macro has one size"),
         (["--depth", "2"], "--depth is 2; a network has at least 3 cells"),
         (["--width", "7"], "--width is 7; it must be even"),
-        (["--references", "-1"], "--references is -1"),
         (["--size", "4"], "cannot be scored: images of 4 pixels are smaller than the total stride of the network"),
     ],
 )

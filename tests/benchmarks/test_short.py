@@ -30,7 +30,7 @@ def test_end_to_end_finds_an_architecture_of_the_table(tmp_path: Path, capsys: p
     table.write_text("arch,cifar10_test\n" + "".join(f"{arch},{accuracy}\n" for arch, accuracy in truth.items()))
     images = tmp_path / "images.npz"
     np.savez(images, images=np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8))
-    small = ["--size", "8", "--random", "6", "--guided", "3", "--references", "8", "--workers", "1", "--seeds", "4"]
+    small = ["--size", "8", "--random", "6", "--guided", "3", "--workers", "1", "--seeds", "4"]
     command = ["--table", str(table), "--images", str(images), *small, "--out", str(tmp_path / "out")]
     assert end_to_end.main(command) == 0
     (row,) = csv.DictReader((tmp_path / "out" / "end_to_end.csv").open())

@@ -403,7 +403,7 @@ def test_images_and_device_of_other_machines_are_not_looked_at_here(
     check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[Any] = []
-    monkeypatch.setattr(Proxy, "rehearse", lambda self, tell, references: looked.append(references))
+    monkeypatch.setattr(Proxy, "rehearse", lambda self, tell, candidate: looked.append(candidate))
     monkeypatch.setattr(Proxy, "images", [])
     monkeypatch.setattr(watching, "follow", lambda start, **settings: None)
     machine = {"host": "192.0.2.1", "user": "somebody", "password": "x"}

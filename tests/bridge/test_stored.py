@@ -98,14 +98,13 @@ def test_a_link_in_its_place_is_left_alone(known: Known, tmp_path: Path) -> None
 
 
 def test_the_cache_is_emptied_of_what_is_ours(tmp_path: Path) -> None:
-    (tmp_path / "references").mkdir()
-    ours = [tmp_path / "folder-32px-0123.npy", tmp_path / "depth-0123.json", tmp_path / "references" / "0123.json"]
-    for path in (*ours, tmp_path / "mine.npy", tmp_path / "references" / "notes.txt"):
+    ours = [tmp_path / "folder-32px-0123.npy", tmp_path / "depth-0123.json"]
+    for path in (*ours, tmp_path / "mine.npy", tmp_path / "notes.txt"):
         path.write_bytes(b"12345")
     assert empty_cache(tmp_path) == 15
     assert not any(path.exists() for path in ours)
     assert (tmp_path / "mine.npy").exists()
-    assert (tmp_path / "references" / "notes.txt").exists()
+    assert (tmp_path / "notes.txt").exists()
 
 
 def test_the_commands(known: Known, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

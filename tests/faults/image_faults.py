@@ -1,4 +1,4 @@
-"""Faults of images and of what is made of them: pictures, caches, references, and images that change under a trial."""
+"""Faults of images and of what is made of them: pictures, caches, and images that change under a trial."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from nni_cssnas.images.cache import resident
 from nni_cssnas.images.pool import StreamedImages
 from nni_cssnas.images.sources import load_images
 from nni_cssnas.results.records import read_records
-from nni_cssnas.scores.combine import ReferenceSet
 from nni_cssnas.spaces import make_space, random_choices
 
 NOISE = [
@@ -47,7 +46,6 @@ def inject_all(campaign: Campaign, scale: float) -> None:
         ("npz damaged", 30, damage_npz),
         ("image cache damaged", 110, damage_cache),
         ("image cache on a full disk", 20, fill_disk_of_cache),
-        ("references damaged", 50, damage_references),
         ("images vanish or change", 40, change_images),
         ("images change under a trial", 8, change_under_a_trial),
     ):
@@ -228,36 +226,6 @@ def fill_disk_of_cache(rng: random.Random, folder: Path) -> str:
     return "full"
 
 
-def damage_references(rng: random.Random, folder: Path) -> str:
-    """The file of the reference architectures' scores is torn, or any bit of it changed: said, and scored again."""
-    from nni_cssnas.judge.proxy import Proxy, References
-
-    scores = {name: tuple(rng.gauss(0, 1) for _ in range(8)) for name in ("jacov", "swap")}
-    right = ReferenceSet(scores, {"jacov": 0.5}, "key")
-    path = folder / "references.json"
-    content = bytearray(right.to_json().encode())
-    kind = rng.choice(["torn", "bit", "bit", "bit", "noise", "pipe", "other"])
-    if kind == "torn":
-        path.write_bytes(content[: rng.randrange(len(content) - 1)])
-    elif kind == "bit":
-        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-        path.write_bytes(content)
-    elif kind == "noise":
-        path.write_bytes(rng.choice([*NOISE, b"[" * 100_000, b"\xff" * 10]))
-    elif kind == "pipe":
-        os.mkfifo(path)
-    else:
-        path.write_text(ReferenceSet(scores, {"jacov": 0.5}, "another key").to_json())
-    proxy = Proxy(ProxyConfig(), References("key", lambda seed: iter(())))
-    with listening() as heard:
-        found = proxy._read_references(path, "key")
-    if found is None:
-        heard.names(str(path), "damaged")
-    else:
-        check(kind == "bit" and found == right, "wrong", f"{kind}: a damaged set was taken")
-    return kind
-
-
 def change_images(rng: random.Random, folder: Path) -> str:
     """Files vanish or change after they were listed: what is in use stays as it was, or it is said; never a mixture."""
     photos = folder / "photos"
@@ -335,7 +303,7 @@ def evaluate(folder: Path, settings: dict[str, Any], name: str) -> float:
         os.environ, NNI_CSSNAS_CACHE=str(folder / "cache"), NNI_OUTPUT_DIR=str(folder / "trials" / name)
     ):
         evaluator = ProxyEvaluator(TRIAL | settings)
-        return evaluator.run(lambda: space.freeze(decode(space, parameters)), parameters, space).score
+        return evaluator.run(lambda: space.freeze(decode(space, parameters)), parameters).score
 
 
 def change_under_a_trial(rng: random.Random, folder: Path) -> str:

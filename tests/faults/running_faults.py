@@ -503,7 +503,7 @@ def _end_of_full(stub: Stub, disturbed: set[str]) -> str:
 SCREENING: dict[str, Any] = {
     "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
     "images": {"source": "tiles", "num_images": 64},
-    "untrained": {"batch_size": 8, "references": 8},
+    "untrained": {"batch_size": 8},
     "threads": 1,
 }
 

@@ -470,7 +470,7 @@ PROXY: dict[str, Any] = {
     "images": {"source": "tiles", "num_images": 96, "resident_gb": 2.0},
     "views": {"input_size": 16, "min_scale": 0.2, "gaussian_blur": 0.5},
     "contrastive": {"epochs": 3, "batch_size": 32, "lr": 0.1},
-    "untrained": {"batch_size": 8, "references": 8},
+    "untrained": {"batch_size": 8},
 }
 BAD_NUMBERS = [-1, -(10**30), 10**30, "many", [], {}, None, float("nan"), float("inf"), 1e308, "2001-01-01"]
 

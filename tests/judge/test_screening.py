@@ -18,13 +18,14 @@ from nni_cssnas.genotype import Genotype
 from nni_cssnas.judge.feasibility import Feasibility
 from nni_cssnas.judge.screening import Screener
 from nni_cssnas.results.screening_log import LOG_NAME
+from nni_cssnas.scores.combine import DEAD
 from nni_cssnas.spaces import decode, search_space
 from nni_cssnas.tuners.tpe import Tpe
 
 SETTINGS: dict[str, Any] = {
     "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
     "images": {"source": "tiles", "num_images": 64},
-    "untrained": {"batch_size": 8, "references": 8},
+    "untrained": {"batch_size": 8},
     "threads": 1,
 }
 
@@ -209,7 +210,7 @@ def test_what_a_space_forbids_is_worst_and_no_exception() -> None:
     forbidden = {
         label: "[]" if "input" in label else spec["_value"][0] for label, spec in screener.search_space.items()
     }
-    assert screener.screen(forbidden).score == screener.proxy.reference_set.worst
+    assert screener.screen(forbidden).score == DEAD
 
 
 @pytest.mark.slow

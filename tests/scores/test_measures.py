@@ -99,7 +99,7 @@ def test_a_search_by_a_measure_of_ones_own(own: str) -> None:
     settings: dict[str, Any] = {
         "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
         "images": {"source": "tiles", "num_images": 64},
-        "untrained": {"batch_size": 8, "references": 8, "weights": {f"{own}:spread": 1.0}},
+        "untrained": {"batch_size": 8, "weights": {f"{own}:spread": 1.0}},
         "threads": 1,
     }
     screener = Screener(ProxyConfig(**settings))

@@ -30,7 +30,7 @@ from nni_cssnas.search.explore import open_log
 SETTINGS: dict[str, Any] = {
     "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
     "images": {"source": "tiles", "num_images": 64},
-    "untrained": {"batch_size": 8, "references": 8},
+    "untrained": {"batch_size": 8},
     "threads": 1,
 }
 SHORT = {"criterion": "loss", "epochs": 1, "batch_size": 32, "held_out": 0}
@@ -156,7 +156,7 @@ def test_another_search_is_refused_and_named() -> None:
 def test_files_of_somebody_else_are_refused_before_the_work(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("screened").mkdir()
     Path("screened", name).write_text("mine\n")
-    monkeypatch.setattr(screening, "references_of", lambda *_: pytest.fail("worked before it looked"))
+    monkeypatch.setattr(screening.Proxy, "prepare", lambda self: pytest.fail("worked before it looked"))
     if name == LOG_NAME:
         with pytest.raises(ExperimentError, match="is no log of a screening"):
             ScreeningLog.open(Path("screened", LOG_NAME), {})
@@ -301,7 +301,7 @@ def test_a_full_disk_leaves_whole_lines_and_says_so(tmp_path: Path) -> None:
         "-o",
         "f",
     ]
-    # The images and references are in the cache by then, as they are when a disk fills up in the middle.
+    # The images are in the cache by then, as they are when a disk fills up in the middle.
     run("screen", "proxy.yml", "--num", "1", "--workers", "1")
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=limit, timeout=120

@@ -45,7 +45,7 @@ def to_sample(arch: str) -> dict[str, Any]:
     return dict(_space(3, 1).sample_of(_genotype(cells)))
 
 
-def build(arch: str, *, num_cells: int = 5, channels: int = 8) -> nn.Module:
+def build(arch: str, *, num_cells: int = 20, channels: int = 6) -> nn.Module:
     """The network; the default is that of the ``cpu`` preset."""
     sample = to_sample(arch)
     if "normal/op_2_0" in sample:
