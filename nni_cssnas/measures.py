@@ -83,6 +83,7 @@ MEASURES: dict[str, Measure] = {
         _own("jacov", "Mellor et al., arXiv:2006.04647v1"),
         _own("naswot", "Mellor et al., arXiv:2006.04647", "codes"),
         _own("decorrelation", "the same, as the logarithm of the distance from the best"),
+        _own("depth", "activations on the longest way, up to what can be trained, arXiv:1512.03385", scale="log"),
         _own("shortcuts", "short ways through deep networks, arXiv:1605.06431 and arXiv:1512.03385"),
         _own("deep_continuity", "continuity, where networks are deep"),
         _own("swap", "SWAP-NAS, arXiv:2403.04161", "codes", scale="log"),
@@ -94,10 +95,9 @@ MEASURES: dict[str, Measure] = {
 
 DEFAULT_WEIGHTS = {
     "effective_macs": 0.5,
-    "swap": 0.75,
-    "last_entropy": 0.5,
-    "progressivity": 0.25,
-    "decorrelation": 0.375,
+    "depth": 0.5,
+    "resolution_expressivity": 0.25,
+    "decorrelation": 0.25,
     "shortcuts": 1.25,
     "deep_continuity": 1.5,
 }

@@ -161,7 +161,7 @@ class Scorer:
         start = time.perf_counter()
         torch.manual_seed(self.seed)
         found = train_contrastive(
-            Backbone(self.benchmark.build(arch, **self.arguments | self.benchmark.TRAINED_NETWORK), self.size),
+            Backbone(self.benchmark.build(arch, **self.benchmark.TRAINED_NETWORK | self.arguments), self.size),
             self.train_images,
             self.training,
             views=self.draw_views,
@@ -308,7 +308,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--train-images", type=int, default=576, help="images of this training (default: 576)")
     parser.add_argument(
-        "--depth", type=int, metavar="N", help="darts: cells of the network that is scored (default: 20)"
+        "--depth",
+        type=int,
+        metavar="N",
+        help="darts: cells of the network that is scored (default: 20; 8 where both cells are equal)",
     )
     parser.add_argument("--width", type=int, metavar="N", help="darts: its channels (default: 6)")
     parser.add_argument("--size", type=int, default=16, help="edge of the views in pixels (default: 16)")

@@ -18,6 +18,7 @@ __all__ = [
     "continuity",
     "decorrelation",
     "deep_continuity",
+    "depth",
     "effective_macs",
     "expressivity",
     "gradient_flow",
@@ -66,16 +67,21 @@ def continuity(look: Look) -> float:
     return mean(_continuity(view) for view in look.views)
 
 
+def depth(look: Look) -> float:
+    """One more than the activations on the longest way, at most :data:`DEEP`: beyond, more of them help no more."""
+    return min(look.ways[1] + 1.0, DEEP)
+
+
 def shortcuts(look: Look) -> float:
     """Minus the logarithm of the fewest activations on a way through a stage, over one half; 0 where these are at most one
     half on average, and towards 0 where the network is not :data:`DEEP`."""
     shortest, _ = look.ways
-    return -_depth(look) * max(0.0, math.log(2 * (shortest + 1) / len(look.views[0].stages)))
+    return -_deep(look) * max(0.0, math.log(2 * (shortest + 1) / len(look.views[0].stages)))
 
 
 def deep_continuity(look: Look) -> float:
     """:func:`continuity` less 0.8, and towards 0 where the network is not :data:`DEEP`."""
-    return _depth(look) * (continuity(look) - 0.8)
+    return _deep(look) * (continuity(look) - 0.8)
 
 
 def last_entropy(look: Look) -> float:
@@ -133,7 +139,7 @@ def mean(values: Iterable[float]) -> float:
     return math.fsum(numbers) / len(numbers)
 
 
-def _depth(look: Look) -> float:
+def _deep(look: Look) -> float:
     """From 0 (not :data:`DEEP`) to 1."""
     _, longest = look.ways
     return 1 / (1 + math.exp(-10 * math.log((longest + 1) / DEEP)))

@@ -271,7 +271,7 @@ def test_nni_is_told_the_score_and_the_costs(samples: list[dict[str, Any]]) -> N
     evaluator = ProxyEvaluator(config(score="combined", untrained=SMALL))
     result = evaluator.run(lambda: space.freeze(samples[0]), samples[0])
     assert list(result.metric()) == ["default", "params", "macs"]
-    assert {"loss", "swap", "macs"} <= result.components.keys()
+    assert {"loss", "depth", "macs"} <= result.components.keys()
 
 
 @pytest.mark.parametrize("writes", [1, 4])

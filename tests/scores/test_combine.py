@@ -15,9 +15,8 @@ from nni_cssnas.scores.combine import DEAD, WORST, combine, is_dead
 
 MEASURED = {
     "effective_macs": 4e6,
-    "swap": 3e4,
-    "last_entropy": 3.0,
-    "progressivity": -0.2,
+    "depth": 50.0,
+    "resolution_expressivity": 8.0,
     "decorrelation": 3.5,
     "shortcuts": -0.6,
     "deep_continuity": 0.05,
@@ -25,9 +24,7 @@ MEASURED = {
 
 
 def test_it_is_the_weighted_sum_by_hand() -> None:
-    expected = (
-        0.5 * math.log(4e6) + 0.75 * math.log(3e4) + 0.5 * 3.0 + 0.25 * -0.2 + 0.375 * 3.5 + 1.25 * -0.6 + 1.5 * 0.05
-    )
+    expected = 0.5 * math.log(4e6) + 0.5 * math.log(50) + 0.25 * 8.0 + 0.25 * 3.5 + 1.25 * -0.6 + 1.5 * 0.05
     assert combine(MEASURED, DEFAULT_WEIGHTS) == pytest.approx(expected, rel=1e-12)
     assert combine(MEASURED | {"jacov": math.nan, "params": 3.0}, DEFAULT_WEIGHTS) == pytest.approx(expected)
 
@@ -58,12 +55,12 @@ def test_the_dead_are_below_everyone(name: str, bad: float) -> None:
     assert is_dead([1.0, bad])
     assert combine(MEASURED | {name: bad}, DEFAULT_WEIGHTS) == DEAD
     # whatever a living one's measures are
-    worst = dict.fromkeys(MEASURED, -1e8) | {"effective_macs": 1e-300, "swap": 1e-300}
+    worst = dict.fromkeys(MEASURED, -1e8) | {"effective_macs": 1e-300, "depth": 1e-300}
     assert DEAD < combine(worst, DEFAULT_WEIGHTS) < combine(MEASURED, DEFAULT_WEIGHTS)
 
 
 def test_a_count_of_nothing_is_dead() -> None:
-    assert combine(MEASURED | {"swap": 0.0}, DEFAULT_WEIGHTS) == DEAD
+    assert combine(MEASURED | {"depth": 0.0}, DEFAULT_WEIGHTS) == DEAD
 
 
 def test_what_is_missing_is_named() -> None:
@@ -74,4 +71,4 @@ def test_what_is_missing_is_named() -> None:
 
 
 def test_counts_have_the_scale_of_counts() -> None:
-    assert {name for name, item in MEASURES.items() if item.scale == "log"} == {"effective_macs", "swap"}
+    assert {name for name, item in MEASURES.items() if item.scale == "log"} == {"effective_macs", "depth", "swap"}

@@ -155,6 +155,7 @@ def test_one_network_step_by_step() -> None:
         "nonlinearity": nonlinearity(mixed, (pooled[0] + pooled[0].roll(1, 0)) / 2),
         "jacov": jacov(torch.stack(jacobian)),
         "decorrelation": -math.log(-jacov(torch.stack(jacobian)) / 16 - 1),
+        "depth": 4.0,
         # One activation a stage, on the only way: 4 / 3 a stage, half of which is for free; 3 activations are not deep.
         "shortcuts": -math.log(4 / 3 / 0.5) / (1 + (60 / 4) ** 10),
         "deep_continuity": (np.mean([min(row) for row in similarities]) - 0.8) / (1 + (60 / 4) ** 10),

@@ -28,7 +28,7 @@ CEILINGS = {"cifar10_test": 0.87}
 
 TABLE_NETWORK: dict[str, Any] = {"num_cells": 20, "channels": 36}
 TABLE_IMAGE = (3, 32, 32)
-TRAINED_NETWORK: dict[str, Any] = {}
+TRAINED_NETWORK: dict[str, Any] = {"num_cells": 5, "channels": 8}
 
 
 def to_sample(arch: str) -> dict[str, Any]:
@@ -45,9 +45,17 @@ def to_sample(arch: str) -> dict[str, Any]:
     return dict(_space(3, 1).sample_of(_genotype(cells)))
 
 
-def build(arch: str, *, num_cells: int = 20, channels: int = 6) -> nn.Module:
-    """The network; the default is that of the ``cpu`` preset."""
+ONE_CELL = 8
+"""Cells of a network whose normal and reduction cells are equal. Those of the table of such cells reach 64 to 86 % on CIFAR-10,
+as networks of few cells do; how many they had is not stated there."""
+
+
+def build(arch: str, *, num_cells: int | None = None, channels: int = 6) -> nn.Module:
+    """The network, by default as deep as the one that was trained: 20 cells, or :data:`ONE_CELL`."""
     sample = to_sample(arch)
+    if num_cells is None:
+        cells = _cells(arch)
+        num_cells = ONE_CELL if cells["normal"] == cells["reduce"] else TABLE_NETWORK["num_cells"]
     if "normal/op_2_0" in sample:
         # Its `DARTS` with the operations that are chosen only: NNI's cell makes each candidate on every edge.
         chosen = {value for label, value in sample.items() if "/op_" in label}
