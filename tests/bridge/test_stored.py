@@ -101,7 +101,7 @@ def test_the_cache_is_emptied_of_what_is_ours(tmp_path: Path) -> None:
     ours = [tmp_path / "folder-32px-0123.npy", tmp_path / "depth-0123.json"]
     for path in (*ours, tmp_path / "mine.npy", tmp_path / "notes.txt"):
         path.write_bytes(b"12345")
-    assert empty_cache(tmp_path) == 15
+    assert empty_cache(tmp_path) == 10
     assert not any(path.exists() for path in ours)
     assert (tmp_path / "mine.npy").exists()
     assert (tmp_path / "notes.txt").exists()

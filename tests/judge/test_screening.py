@@ -42,7 +42,7 @@ def test_a_screened_score_is_the_trials(tmp_path: Path) -> None:
         item = screener.screen(parameters)
         sample = decode(screener.space, item.choices)
         trial = ProxyEvaluator(ProxyConfig(**SETTINGS)).run(
-            lambda sample=sample: screener.space.freeze(sample), item.choices, screener.space
+            lambda sample=sample: screener.space.freeze(sample), item.choices
         )
         assert item.score == trial.score
         assert item.components == trial.components
