@@ -29,6 +29,8 @@ from nni_cssnas.config import (
     ProxyConfig,
     ScreenConfig,
     SpaceConfig,
+    StandInConfig,
+    TargetConfig,
     UntrainedConfig,
     ViewsConfig,
 )
@@ -99,6 +101,8 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "The top level": ProxyConfig,
     "space": SpaceConfig,
     "The arguments of `CellSpace`:": CellSpaceConfig,
+    "target": TargetConfig,
+    "stand_in": StandInConfig,
     "images": ImagesConfig,
     "views": ViewsConfig,
     "untrained": UntrainedConfig,
@@ -123,9 +127,11 @@ OWN_MEASURES = (
 )
 
 
-def test_every_measure_is_described() -> None:
+def test_every_measure_is_described_with_its_scale() -> None:
     rows = tables(DOCS / "reference" / "proxy-yml.md")[OWN_MEASURES]
-    assert [name.strip("`") for name, _ in rows] == list(MEASURES)
+    said = {name.strip("`"): scale.strip("`") for name, scale, _ in rows}
+    assert said == {name: item.scale for name, item in MEASURES.items()}
+    assert list(said) == list(MEASURES)
 
 
 def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
