@@ -64,6 +64,7 @@ def screen(
     config: ProxyConfig | Mapping[str, Any] | str | Path | None = None,
     score: str | None = None,
     params: int | None = None,
+    recipe: str | None = None,
     num: int = 1000,
     guided: int = 0,
     minutes: float | None = None,
@@ -88,6 +89,9 @@ def screen(
         ``untrained`` (the default), ``contrastive`` or ``combined``.
     params
         Give every network of cells the width with so many parameters.
+    recipe
+        By what the best cells will be trained (``cifar10``, ``imagenet``, ``isic``, ``folder``, a YAML file): networks of
+        its depth are scored. By default as ``config`` says, else ``folder`` where ``images`` is a folder.
     num, guided
         Random architectures, and those that TPE proposes after them.
     minutes
@@ -140,6 +144,12 @@ def screen(
         chosen = values.get("space") or {}
         values["space"] = {**chosen, "arguments": {**chosen.get("arguments", {}), "params": params}}
     values |= {name: value for name, value in (("seed", seed), ("score", score)) if value is not None}
+    if recipe is not None or not values.get("target"):
+        from nni_cssnas.training.config import target_of
+
+        settings = ProxyConfig(**values | {"target": None})
+        if target := target_of(recipe, settings.images.source, settings.space.name):
+            values["target"] = target.model_dump()
     settings = ProxyConfig(**values)
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"--minutes is {minutes:g}; it must be more than 0 (leave it out for no limit)")

@@ -167,3 +167,26 @@ def test_init_writes_what_its_recipe_trains(tmp_path: Path, monkeypatch: pytest.
     )
     assert isinstance(done.exception, ConfigError)
     assert "leave it out" in str(done.exception)
+
+
+def test_screen_takes_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ProxyConfig] = []
+    monkeypatch.setattr("nni_cssnas.search.screen.screen", lambda config, **others: asked.append(config))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    folder = TargetConfig(num_cells=8, channels=24, size=64)
+    for arguments, target in (
+        ({}, None),
+        ({"images": photos}, folder),
+        ({"images": "tiles", "recipe": "folder"}, folder),
+        ({"images": photos, "recipe": "imagenet"}, TargetConfig(num_cells=14, channels=48, stem="imagenet", size=224)),
+        ({"images": photos, "config": {"target": TARGET}}, TargetConfig(**TARGET)),
+        ({"config": {"target": TARGET}, "recipe": "folder"}, folder),
+        ({"images": photos, "space": "my_spaces:MySpace"}, None),
+    ):
+        nni_cssnas.screen(**arguments)  # type: ignore[arg-type]
+        assert asked.pop().target == target
+    with pytest.raises(ConfigError, match="recipe is 'foldr'"):
+        nni_cssnas.screen(photos, recipe="foldr")
+    with pytest.raises(ConfigError, match="--recipe is 'folder', but the networks of my_spaces:MySpace"):
+        nni_cssnas.screen(photos, recipe="folder", space="my_spaces:MySpace")

@@ -31,7 +31,7 @@ from tables import default_table, nasbench201, read_table
 
 from nni_cssnas.errors import ConfigError, CssnasError
 from nni_cssnas.measures import DEFAULT_WEIGHTS
-from nni_cssnas.scores.combine import log_ranks
+from nni_cssnas.scores.combine import combine
 from nni_cssnas.tuners.tpe import Tpe
 
 EDGES = tuple((source, target) for target in (1, 2, 3) for source in range(target))
@@ -166,16 +166,16 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def label_free(path: Path) -> dict[str, float]:
-    """The default untrained score of every row of a ``scores.csv``, ranked among each other."""
+    """The default untrained score of every row of a ``scores.csv``, from its measures."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        columns = {name: [float(row[name]) for row in rows] for name in DEFAULT_WEIGHTS}
+        parts = [{name: float(row[name]) for name in DEFAULT_WEIGHTS} for row in rows]
     except (OSError, KeyError, ValueError) as error:
         raise ConfigError(
             f"{path} is no scores.csv of rank_correlation.py with --scores untrained ({error!r}); write it anew"
         ) from None
-    return dict(zip((row["arch"] for row in rows), log_ranks(columns, DEFAULT_WEIGHTS).tolist(), strict=True))
+    return {row["arch"]: combine(part, DEFAULT_WEIGHTS) for row, part in zip(rows, parts, strict=True)}
 
 
 def plot(curves: Mapping[str, NDArray[np.float64]], path: Path) -> None:

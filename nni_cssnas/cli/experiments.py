@@ -188,12 +188,14 @@ def init(
         # A preset's views are smaller than its images, which may be too small for the space.
         settings["views"] = {"input_size": size}
 
-    if target := _target(space, recipe, source):
-        settings["target"] = target
-
     from nni_cssnas.bridge.scaffold import Scaffold
+    from nni_cssnas.config import CELL_SPACE
     from nni_cssnas.search.screen import Step
+    from nni_cssnas.training.config import target_of
 
+    default = "cifar10" if space == CELL_SPACE and not Path(source).is_dir() else None
+    if target := target_of(recipe or default, source, space):
+        settings["target"] = target.model_dump()
     make_importable(Path.cwd())  # a space of the user's own
     scaffold = Scaffold(folder, settings, trials=trials, concurrency=concurrency)
     if not force:
@@ -207,22 +209,6 @@ def init(
     for path in scaffold.write():
         console.print(f"  {path}", soft_wrap=True, highlight=False)
     console.print(f"start the search with:\n  {scaffold.command}", soft_wrap=True, highlight=False)
-
-
-def _target(space: str, recipe: str | None, source: str) -> dict[str, object] | None:
-    """The network of cells that the recipe trains; None for another space. Raises ConfigError."""
-    from nni_cssnas.config import CELL_SPACE, TargetConfig
-    from nni_cssnas.errors import ConfigError
-    from nni_cssnas.training.config import RetrainConfig
-
-    if space != CELL_SPACE:
-        if recipe is not None:
-            raise ConfigError(
-                f"--recipe is {recipe!r}, but the networks of {space} have the size that it gives them; leave it out"
-            )
-        return None
-    trained = RetrainConfig.load(recipe or ("folder" if Path(source).is_dir() else "cifar10"))
-    return {name: getattr(trained, name) for name in TargetConfig.model_fields}
 
 
 @app.command()

@@ -38,7 +38,7 @@ __all__ = [
     "Workers",
 ]
 
-RECIPES = "(default: the recipe's)."
+RECIPES = "(default: the search's target, else the recipe's)."
 ARCHITECTURE, IMAGES, RECIPE, PATHS = "Architecture", "Labelled images", "Recipe", "Where and how"
 PORTAL = "Portal"
 

@@ -26,7 +26,7 @@ def screen(
         str | None,
         typer.Option(
             "--score",
-            help="untrained (tenths of a second each), contrastive or combined.",
+            help="untrained (a second or two each), contrastive or combined.",
             rich_help_panel=JUDGE,
         ),
     ] = None,
@@ -35,6 +35,16 @@ def screen(
         typer.Option(
             "--params",
             help="Give every network of cells the width with so many parameters.",
+            rich_help_panel=JUDGE,
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe",
+            "-r",
+            help="What the best cells will be trained by, whose depth is scored: cifar10, imagenet, isic, folder or a file.yml "
+            "(default: as proxy.yml says, else folder for a folder of images).",
             rich_help_panel=JUDGE,
         ),
     ] = None,
@@ -83,6 +93,7 @@ def screen(
                     config=config,
                     score=score,
                     params=params,
+                    recipe=recipe,
                     num=num,
                     guided=guided,
                     minutes=minutes,

@@ -84,7 +84,7 @@ class Look:
     stages, classifier
         As for :func:`~nni_cssnas.scores.untrained.untrained_scores`.
     needs
-        What the measures need: ``codes``, ``macs``, ``pair``.
+        What the measures need, of :data:`nni_cssnas.measures.NEEDS`.
     macs
         The network's multiply-adds, where they are known already.
 

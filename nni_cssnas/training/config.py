@@ -15,10 +15,10 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from nni_cssnas.base.files import one_line, read_mapping
-from nni_cssnas.config import Amp, ContrastiveConfig, Section, ViewsConfig, merge
+from nni_cssnas.config import CELL_SPACE, Amp, ContrastiveConfig, Section, TargetConfig, ViewsConfig, merge
 from nni_cssnas.errors import ConfigError, nearest
 
-__all__ = ["RECIPES", "RetrainConfig", "parse_settings"]
+__all__ = ["RECIPES", "RetrainConfig", "parse_settings", "target_of"]
 
 Channels = tuple[float, float, float]
 
@@ -222,6 +222,41 @@ class RetrainConfig(Section):
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
         return cls(**merge(data, values))
+
+
+def target_of(recipe: str | None, source: str, space: str = CELL_SPACE) -> TargetConfig | None:
+    """The network of cells that a search is for.
+
+    Parameters
+    ----------
+    recipe
+        What its best cells will be trained by: a key of :data:`RECIPES` or a file; by default ``folder`` for images from a
+        folder.
+    source
+        Of the images without labels.
+    space
+        The name of the space.
+
+    Returns
+    -------
+    TargetConfig or None
+        None where neither the recipe nor the images tell, or the space is another, whose networks have their own size.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such recipe, or one is named for another space.
+    """
+    if space != CELL_SPACE:
+        if recipe is not None:
+            raise ConfigError(
+                f"--recipe is {recipe!r}, but the networks of {space} have the size that it gives them; leave it out"
+            )
+        return None
+    if recipe is None and not Path(source).is_dir():
+        return None
+    trained = RetrainConfig.load(recipe or "folder")
+    return TargetConfig(**{name: getattr(trained, name) for name in TargetConfig.model_fields})
 
 
 def _pretraining(given: Mapping[str, Any]) -> dict[str, Any]:
