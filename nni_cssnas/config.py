@@ -112,7 +112,8 @@ class SpaceConfig(Section):
 class CellSpaceConfig(Section):
     """Arguments of :class:`nni_cssnas.spaces.CellSpace`.
 
-    In ``proxy.yml`` leave ``num_cells`` out: it comes from ``target`` or ``stand_in`` (:attr:`ProxyConfig.scored_space`).
+    In ``proxy.yml`` leave ``num_cells`` and ``channels`` out: they come from ``target`` and ``untrained``, or from
+    ``stand_in`` (:attr:`ProxyConfig.scored_space`).
     ``num_classes: 0`` gives pooled features instead of logits. ``output_nodes: last4`` concatenates
     the last four nodes as the reference implementation does; ``all`` all of them. ``params`` gives every architecture
     the width with which it comes nearest to so many parameters, in place of ``channels``.
@@ -154,7 +155,7 @@ class CellSpaceConfig(Section):
 class TargetConfig(Section):
     """The network of cells that will be trained with labels; the default is DARTS's for CIFAR-10 (arXiv:1806.09055).
 
-    The untrained score sees its depth, at the width and resolution that ``space`` and ``views`` name. Where the section is
+    The untrained score sees its depth, at the width of ``untrained`` and the resolution of ``views``. Where the section is
     given, what the search finds carries it: ``retrain``, ``compare`` and ``export`` build this network unless told otherwise.
     """
 
@@ -175,9 +176,10 @@ class TargetConfig(Section):
 
 
 class StandInConfig(Section):
-    """The shallower network of cells that is trained in the search where ``score`` is ``contrastive`` or ``combined``."""
+    """The smaller network of cells that is trained in the search where ``score`` is ``contrastive`` or ``combined``."""
 
     num_cells: int = Field(8, ge=3, le=200)
+    channels: int = Field(16, ge=1, le=4096)
 
 
 class ImagesConfig(Section):
@@ -293,7 +295,7 @@ class ContrastiveConfig(Section):
 
 
 class UntrainedConfig(Section):
-    """Statistics of the untrained network on contrastive views.
+    """Statistics of the untrained network on contrastive views; ``channels`` is the width of networks of cells.
 
     ``weights`` says how much each measure counts in the sum that is the score (names in
     :data:`~nni_cssnas.measures.MEASURES`, or ``module:function`` of one's own; :mod:`nni_cssnas.scores.combine`).
@@ -302,6 +304,7 @@ class UntrainedConfig(Section):
 
     weights: dict[str, Weight] = DEFAULT_WEIGHTS
     batch_size: Batch = Field(32, ge=4)
+    channels: int = Field(6, ge=1, le=4096)
     criterion_weight: Weight = 2.0
 
     @model_validator(mode="after")
@@ -392,15 +395,17 @@ class ProxyConfig(Section):
     @property
     def scored_space(self) -> SpaceConfig:
         """The space as it is scored. Networks of cells are as deep as those that will be trained with labels (``target``),
-        or as the ``stand_in`` where the score trains them, unless ``space.arguments`` names another ``num_cells``."""
-        if self.space.name != CELL_SPACE or "num_cells" in self.space.arguments:
+        and as wide as ``untrained`` says; where the score trains them, they are those of ``stand_in``. ``space.arguments``
+        may name another ``num_cells``, and ``channels`` or ``params``."""
+        if self.space.name != CELL_SPACE:
             return self.space
-        target = self.target or TargetConfig()
-        depth = target.num_cells if self.score == "untrained" else self.stand_in.num_cells
+        size = {"num_cells": (self.target or TargetConfig()).num_cells, "channels": self.untrained.channels}
+        if self.score != "untrained":
+            size = {"num_cells": self.stand_in.num_cells, "channels": self.stand_in.channels}
+        if "params" in self.space.arguments:
+            del size["channels"]
         return SpaceConfig(
-            name=self.space.name,
-            arguments={**self.space.arguments, "num_cells": depth},
-            classifier=self.space.classifier,
+            name=self.space.name, arguments={**size, **self.space.arguments}, classifier=self.space.classifier
         )
 
     def with_epochs(self, budget: Any) -> Self:

@@ -40,7 +40,7 @@ def test_paper_preset_holds_the_reference_values() -> None:
     assert (training.lr, training.momentum, training.batch_size) == (1e-3, 0.9, 256)
     assert (training.temperature, training.pirl_momentum, training.pirl_weight) == (0.07, 0.5, 0.5)
     assert (training.projection_hidden, training.projection_dim) == (512, 256)
-    assert config.space.arguments["channels"] == 32
+    assert config.scored_space.arguments["channels"] == 32
     assert config.scored_space.arguments["num_cells"] == 8
 
 
@@ -337,7 +337,12 @@ def test_the_untrained_score_sees_the_depth_of_what_will_be_trained() -> None:
     assert depth(space=named, target={"num_cells": 14}) == depth(space=named, score="contrastive") == 4
     # The rest of the space stays, and the setting says no more than its file.
     config = ProxyConfig(space={"arguments": {"num_nodes": 5}}, target={"num_cells": 14})
-    assert config.scored_space.arguments == {"num_nodes": 5, "channels": 8, "num_cells": 14}
+    assert config.scored_space.arguments == {"num_nodes": 5, "channels": 6, "num_cells": 14}
+    trained = ProxyConfig(score="contrastive", untrained={"channels": 4})
+    assert trained.scored_space.arguments == {"num_nodes": 4, "channels": 8, "num_cells": 5}
+    assert ProxyConfig(untrained={"channels": 4}).scored_space.arguments["channels"] == 4
+    sized = ProxyConfig(space={"arguments": {"params": 10**5}}).scored_space.arguments
+    assert sized == {"num_nodes": 4, "num_cells": 20, "params": 10**5}
     assert "num_cells" not in config.space.arguments
     again = ProxyConfig(**config.model_dump(exclude_unset=True) | {"score": "contrastive"})
     assert again.scored_space.arguments["num_cells"] == 5

@@ -15,7 +15,7 @@ A score depends on the architecture, the images and the settings alone: whoever 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -90,6 +90,10 @@ def random_candidates(space: Space, config: ProxyConfig, seed: int) -> Iterator[
     while True:
         choices = random_choices(space, rng)
         yield Candidate(partial(space.freeze, decode(space, choices)), candidate_seed(config, choices))
+
+
+def _copy(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in state.items()}
 
 
 class Proxy:
@@ -176,10 +180,12 @@ class Proxy:
         if kind == "contrastive":
             criterion, trained, losses = self._contrastive(backbone, seed, on_epoch)
             return ProxyResult(criterion, components | trained, losses)
+        own = _copy(backbone.state_dict()) if kind == "combined" else {}
         components |= self._untrained(backbone, macs)
         score = combine(components, self.config.untrained.weights)
         if kind == "untrained" or score == DEAD:
             return ProxyResult(score, components)
+        backbone.load_state_dict(own)  # the training begins with the candidate's own weights
         criterion, trained, losses = self._contrastive(backbone, seed, on_epoch)
         score += self.config.untrained.criterion_weight * criterion
         return ProxyResult(max(score, DEAD + 1), components | trained, losses)
@@ -187,14 +193,16 @@ class Proxy:
     def untrained(self, model: nn.Module, components: Sequence[str]) -> dict[str, float]:
         """Some of :data:`~nni_cssnas.measures.MEASURES` of a network, on weights drawn anew; its own are kept."""
         backbone = Backbone(model, self.size, self.config.space.classifier)
-        return self._untrained(backbone, multiply_adds(backbone, (3, self.size, self.size)), components)
+        own = _copy(backbone.state_dict())
+        found = self._untrained(backbone, multiply_adds(backbone, (3, self.size, self.size)), components)
+        backbone.load_state_dict(own)
+        return found
 
     def _untrained(
         self, backbone: Backbone, macs: int | None = None, components: Sequence[str] = ()
     ) -> dict[str, float]:
-        # The weights are drawn anew; the contrastive training starts from the candidate's own.
-        own = {name: value.clone() for name, value in backbone.state_dict().items()}
-        found = measure(
+        """Measures of a backbone whose weights are drawn anew."""
+        return measure(
             backbone.to(self.device),
             self._fixed_views,
             self.config.seed,
@@ -202,8 +210,6 @@ class Proxy:
             components=components or tuple(self.config.untrained.weights),
             macs=macs,
         )
-        backbone.load_state_dict(own)
-        return found
 
     def _contrastive(
         self, backbone: Backbone, seed: int, on_epoch: Callable[[int, float], None] | None

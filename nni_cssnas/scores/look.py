@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -182,7 +183,9 @@ def _pass(model: nn.Module, images: Tensor, stages: Sequence[str], classifier: s
         ]
     images = images.detach().clone().requires_grad_()
     try:
-        with _Codes("codes" in needs) as recorder:
+        recorder = _Codes()
+        # Every call of a function goes through it, so only where its codes are asked for.
+        with recorder if "codes" in needs else nullcontext():
             features = _features(model, images, classifier)
     finally:
         for handle in handles:
@@ -287,15 +290,14 @@ class _Codes(TorchFunctionMode):
     For ReLU that is the usual code; GELU, h-swish and the like bend at the same place.
     """
 
-    def __init__(self, active: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.active = active
         self.codes: list[Tensor] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if self.active and func in _ACTIVATIONS and args:
+        if func in _ACTIVATIONS and args:
             self.codes.append((args[0].detach() > 0).flatten(1))
         return func(*args, **(kwargs or {}))
 
