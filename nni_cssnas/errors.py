@@ -20,6 +20,7 @@ __all__ = [
     "GenotypeError",
     "ImagesError",
     "InvalidSampleError",
+    "MeasureError",
     "SpaceError",
     "nearest",
     "printable",
@@ -56,6 +57,10 @@ class DeviceError(CssnasError, RuntimeError):
 
 class DivergenceError(CssnasError, ArithmeticError):
     """A loss that became NaN or infinite."""
+
+
+class MeasureError(CssnasError, ArithmeticError):
+    """A measure of the user's that fails on a network, or gives NaN or infinity."""
 
 
 class CheckpointError(CssnasError, RuntimeError):

@@ -7,16 +7,25 @@ it in ``proxy.yml`` as ``module:function``, beside the module, or :func:`registe
 
     untrained:
       weights: {effective_macs: 1.0, "my_measures:flatness": 0.5}
+
+A package makes its measures known by name with entry points of the group :data:`GROUP`, in its ``pyproject.toml``::
+
+    [project.entry-points."nni_cssnas.measures"]
+    flatness = "my_package.measures:flatness"
 """
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
 from typing import TYPE_CHECKING
 
-from nni_cssnas.errors import ConfigError, nearest
+from nni_cssnas.base.files import one_line
+from nni_cssnas.errors import ConfigError, CssnasError, MeasureError, nearest
 
 if TYPE_CHECKING:
     from nni_cssnas.scores.look import Look
@@ -56,13 +65,36 @@ class Measure:
     scale: str = "linear"
 
     def value(self, look: Look) -> float:
-        """The number. Raises ConfigError if the function cannot be found, or gives none."""
+        """The number.
+
+        Raises
+        ------
+        ConfigError
+            If the function cannot be found, or gives no number.
+        MeasureError
+            If a function of the user's fails on this network, or gives a number that is not finite.
+        """
         function = _imported(self.function) if isinstance(self.function, str) else self.function
-        found = function(look)
         try:
-            return float(found.detach() if hasattr(found, "detach") else found)
+            found = function(look)
+        except CssnasError:
+            raise
+        except Exception as error:
+            if self.is_own:
+                raise
+            raise MeasureError(f"measure {self.name!r} fails: {type(error).__name__}: {one_line(error)}") from error
+        try:
+            value = float(found.detach() if hasattr(found, "detach") else found)
         except (TypeError, ValueError):
             raise ConfigError(f"measure {self.name!r} gives {type(found).__name__}; it must give a number") from None
+        if not (self.is_own or math.isfinite(value)):
+            raise MeasureError(f"measure {self.name!r} gives {value}")
+        return value
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it comes with this package, where a number that is not finite means that the network is dead."""
+        return isinstance(self.function, str) and self.function.startswith("nni_cssnas.")
 
 
 def _own(name: str, source: str, *needs: str, scale: str = "linear") -> Measure:
@@ -92,6 +124,8 @@ MEASURES: dict[str, Measure] = {
     )
 }
 """By name: those of this package, and what was registered."""
+
+GROUP = "nni_cssnas.measures"
 
 DEFAULT_WEIGHTS = {
     "effective_macs": 0.5,
@@ -135,14 +169,16 @@ def check_name(name: str) -> None:
         With the nearest name.
     """
     module, colon, function = name.partition(":")
-    if name not in MEASURES and not (
-        colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))
-    ):
-        raise ConfigError(f"unknown component {name!r}{nearest(name, MEASURES)}")
+    if name in MEASURES or (not colon and name in _installed()):
+        return
+    if not (colon and function.isidentifier() and all(part.isidentifier() for part in module.split("."))):
+        raise ConfigError(f"unknown component {name!r}{nearest(name, [*MEASURES, *_installed()])}")
 
 
 def find_measure(name: str) -> Measure:
-    """The measure of that name, or the one that ``module:function`` is, with what its attributes ``needs`` and ``scale`` say.
+    """The measure of that name, of this package or an installed one, or the one that ``module:function`` is.
+
+    What is not of this package needs what its attribute ``needs`` says, and has the ``scale`` that it says.
 
     Raises
     ------
@@ -152,9 +188,10 @@ def find_measure(name: str) -> Measure:
     check_name(name)
     if name in MEASURES:
         return MEASURES[name]
-    function = _imported(name)
+    place = _installed().get(name, name)
+    function = _imported(place)
     needs = frozenset(getattr(function, "needs", ()))
-    return _checked(Measure(name, function, needs, f"{name} of the user's", getattr(function, "scale", "linear")))
+    return _checked(Measure(name, function, needs, f"{place} of the user's", getattr(function, "scale", "linear")))
 
 
 def _checked(measure: Measure) -> Measure:
@@ -164,6 +201,12 @@ def _checked(measure: Measure) -> Measure:
     if measure.scale not in SCALES:
         raise ConfigError(f"measure {measure.name!r} has the scale {measure.scale!r}{nearest(measure.scale, SCALES)}")
     return measure
+
+
+@lru_cache(maxsize=1)
+def _installed() -> dict[str, str]:
+    """Where the measures of installed packages are found, by name."""
+    return {item.name: item.value for item in metadata.entry_points(group=GROUP)}
 
 
 def _imported(name: str) -> Callable[[Look], float]:

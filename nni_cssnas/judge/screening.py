@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import statistics
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 from nni_cssnas.base.device import derive_seed
 from nni_cssnas.base.workers import Workers, end_with_parent, lagged
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.errors import DivergenceError, SpaceError
+from nni_cssnas.errors import DivergenceError, MeasureError, SpaceError
 from nni_cssnas.genotype import Choices, Genotype
 from nni_cssnas.judge.proxy import Candidate, Proxy, candidate_seed
 from nni_cssnas.results.screening_log import ScreeningLog
@@ -80,7 +81,9 @@ class Screener:
             model = self.proxy.build(candidate)
             genotype = getattr(model, "genotype", None)
             result = self.proxy.score(model, candidate.seed)
-        except (SpaceError, DivergenceError):
+        except (SpaceError, DivergenceError, MeasureError) as error:
+            if isinstance(error, MeasureError):  # the user's to mend; one network need not end the search
+                warnings.warn(f"{error}; {chosen} counts as the worst", stacklevel=2)
             worst = -math.inf if self.config.score == "contrastive" else DEAD
             return Screened(chosen, worst, {})
         return Screened(chosen, result.score, result.components, genotype)

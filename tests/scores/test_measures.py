@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.judge.screening import Screener
 from nni_cssnas.measures import MEASURES, find_measure, register
+from nni_cssnas.scores.combine import DEAD
+from nni_cssnas.scores.look import Look
 from nni_cssnas.scores.untrained import untrained_scores
 
 OWN = """
@@ -74,6 +78,24 @@ def test_a_registered_measure(monkeypatch: pytest.MonkeyPatch) -> None:
         register("other", lambda look: 0.0, needs=["code"])
 
 
+def test_a_measure_of_an_installed_package(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = metadata.EntryPoint("flatness", f"{own}:spread", "nni_cssnas.measures")
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [entry] if group == "nni_cssnas.measures" else [])
+    measures._installed.cache_clear()
+    try:
+        found = find_measure("flatness")
+        assert (found.name, found.source) == ("flatness", f"{own}:spread of the user's")
+        assert ProxyConfig(untrained={"weights": {"flatness": 1.0}}).untrained.weights == {"flatness": 1.0}
+        scores = untrained_scores(
+            network(), torch.rand(8, 3, 8, 8), stages=["2"], components=["flatness", f"{own}:spread"]
+        )
+        assert scores["flatness"] == scores[f"{own}:spread"]
+        with pytest.raises(ConfigError, match="unknown component 'flatnes'; did you mean 'flatness'"):
+            find_measure("flatnes")
+    finally:
+        measures._installed.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -106,3 +128,36 @@ def test_a_search_by_a_measure_of_ones_own(own: str) -> None:
     results = [screener.screen(choices) for choices in screener.random(4, 0)]
     by_measure = sorted(results, key=lambda item: item.components[f"{own}:spread"])
     assert [item.score for item in by_measure] == sorted(item.score for item in results)
+
+
+def test_a_measure_that_fails_on_one_network_does_not_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def moody(look: Look) -> float:
+        calls.append(1)
+        if len(calls) in (3, 4):
+            return 1 / 0
+        return math.nan if len(calls) in (5, 6) else float(len(calls))
+
+    monkeypatch.setattr(measures, "MEASURES", dict(MEASURES))
+    register("moody", moody)
+    settings: dict[str, Any] = {
+        "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
+        "images": {"source": "tiles", "num_images": 64},
+        "untrained": {"batch_size": 8, "weights": {"moody": 1.0}},
+        "threads": 1,
+    }
+    screener = Screener(ProxyConfig(**settings))
+    choices = list(screener.random(4, 0))
+    scores = [screener.screen(choices[0]).score]
+    with pytest.warns(
+        UserWarning, match=r"measure 'moody' fails: ZeroDivisionError: division by zero; \{.*counts as the worst"
+    ):
+        scores.append(screener.screen(choices[1]).score)
+    calls.append(1)  # of two views the first failed, and the second was not asked
+    with pytest.warns(UserWarning, match=r"measure 'moody' gives nan; \{.*normal_2_first.*counts as the worst"):
+        scores.append(screener.screen(choices[2]).score)
+    calls += [1] * 4
+    scores.append(screener.screen(choices[3]).score)
+    assert scores[1] == scores[2] == DEAD
+    assert min(scores[0], scores[3]) > DEAD
