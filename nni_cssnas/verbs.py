@@ -501,6 +501,8 @@ class CompareResult:
         What was found, random ones, and each baseline: means and errors.
     verdicts
         What was found against each other group: difference, interval, p; ``.sentence`` says it in words.
+    caveat
+        What so short a training does not tell, or None.
     files
         Table, numbers and picture.
     """
@@ -508,6 +510,7 @@ class CompareResult:
     runs: tuple[Run, ...]
     groups: tuple[Group, ...]
     verdicts: tuple[Comparison, ...]
+    caveat: str | None
     files: tuple[Path, ...]
 
 
@@ -582,7 +585,7 @@ def compare(
     from nni_cssnas.comparison import run as comparison
     from nni_cssnas.comparison.contestants import contestants
     from nni_cssnas.comparison.searches import searches_of
-    from nni_cssnas.comparison.summary import summarise, verdict
+    from nni_cssnas.comparison.summary import caveat, summarise, verdict
 
     # An experiment's id becomes its folder.
     texts = [
@@ -614,7 +617,7 @@ def compare(
             on_training(one)
     files = comparison.write_results(runs, who, config, Path(output))
     groups = summarise(runs)
-    return CompareResult(tuple(runs), tuple(groups), tuple(verdict(groups)), tuple(files))
+    return CompareResult(tuple(runs), tuple(groups), tuple(verdict(groups)), caveat(config.epochs), tuple(files))
 
 
 @dataclass(frozen=True)

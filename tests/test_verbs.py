@@ -129,6 +129,8 @@ def test_compare_gives_its_verdicts(labelled: Path, tmp_path: Path, capsys: pyte
     assert sorted(trained) == ["DARTS_V2", "found-1", "found-2", "random-1"]
     assert [group.name for group in result.groups] == ["found", "random", "DARTS_V2"]
     assert len(result.verdicts) == 2
+    assert result.caveat is not None
+    assert json.loads((tmp_path / "compared" / "compare.json").read_text())["caveat"] == result.caveat
     assert all(path.is_file() for path in result.files)
     assert capsys.readouterr().out == ""
 

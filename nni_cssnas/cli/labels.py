@@ -337,6 +337,8 @@ def compare(
         _show_groups(result.groups)
         for one in result.verdicts:
             console.print(one.sentence, highlight=False, markup=False, soft_wrap=True)
+        if result.caveat:
+            console.print(f"note: {result.caveat}", highlight=False, markup=False, soft_wrap=True)
         for path in result.files:
             console.print(f"  {path}", soft_wrap=True, highlight=False)
         give(dataclasses.asdict(result))

@@ -23,7 +23,7 @@ import torch
 from nni_cssnas.base.files import write_atomically
 from nni_cssnas.base.workers import end_with_parent
 from nni_cssnas.comparison.contestants import Contestant
-from nni_cssnas.comparison.summary import Run, in_order, summarise, verdict
+from nni_cssnas.comparison.summary import Run, caveat, in_order, summarise, verdict
 from nni_cssnas.errors import ConfigError, ImagesError
 from nni_cssnas.images.labelled import LabelledImages
 from nni_cssnas.training.changes import changes, listed_changes
@@ -186,6 +186,7 @@ def write_results(runs: Sequence[Run], who: Sequence[Contestant], config: Retrai
     content = {
         "groups": [asdict(group) for group in groups],
         "comparisons": [one.to_dict() for one in verdict(groups)],
+        "caveat": caveat(config.epochs),
         "contestants": [
             {"name": one.name, "group": one.group, "search": one.search, "channels": one.channels, "params": one.params}
             | one.architecture.to_dict()

@@ -14,7 +14,7 @@ from typing import Any
 
 from scipy import stats
 
-__all__ = ["FOUND", "RANDOM", "Comparison", "Group", "Run", "in_order", "summarise", "verdict"]
+__all__ = ["FOUND", "RANDOM", "Comparison", "Group", "Run", "caveat", "in_order", "summarise", "verdict"]
 
 FOUND, RANDOM = "found", "random"
 FEWEST = 3
@@ -150,6 +150,21 @@ def _means(values: dict[Any, list[float]], belongs: Mapping[Any, Hashable]) -> d
     for key, some in values.items():
         upper.setdefault(belongs[key], []).extend(some)
     return {key: statistics.fmean(some) for key, some in upper.items()}
+
+
+SHORT = 50
+"""Epochs below which a comparison is short: in the curves of arXiv:1905.13214 width still ranks cells of one size after 10, and no
+more after 50."""
+
+
+def caveat(epochs: int) -> str | None:
+    """What a comparison of so many epochs does not tell; None if it is long enough."""
+    if epochs >= SHORT:
+        return None
+    return (
+        f"all were trained for {epochs} epoch{'s' * (epochs != 1)}: so short a training favours shallow and wide networks "
+        "of one size, and a full one may order them otherwise"
+    )
 
 
 def verdict(groups: Sequence[Group]) -> list[Comparison]:

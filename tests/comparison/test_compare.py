@@ -15,7 +15,7 @@ from nni_cssnas.cli import app
 from nni_cssnas.comparison.contestants import Contestant, contestants
 from nni_cssnas.comparison.run import check_folder, compare
 from nni_cssnas.comparison.searches import searches_of
-from nni_cssnas.comparison.summary import Run, summarise, verdict
+from nni_cssnas.comparison.summary import Run, caveat, summarise, verdict
 from nni_cssnas.config import SpaceConfig
 from nni_cssnas.errors import ConfigError, SpaceError
 from nni_cssnas.images.labelled import LabelledImages
@@ -145,6 +145,17 @@ def test_the_verdict_says_no_more_than_it_knows() -> None:
     assert "all accuracies of each side are equal" in say({"a": [[0.5]], "b": [[0.5]], "c": [[0.5]]}, [[0.4]] * 3)
     for text in (two, one):
         assert "nan" not in text
+
+
+@pytest.mark.parametrize(
+    ("epochs", "said"), [(1, "1 epoch:"), (10, "10 epochs:"), (49, "49 epochs:"), (50, None), (600, None)]
+)
+def test_a_short_comparison_states_its_bias(epochs: int, said: str | None) -> None:
+    found = caveat(epochs)
+    assert (found is None) == (said is None)
+    if found is not None:
+        assert str(said) in found
+        assert "favours shallow and wide networks" in found
 
 
 def test_cells_of_one_folder_are_of_one_search(tmp_path: Path) -> None:
