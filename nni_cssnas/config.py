@@ -305,7 +305,8 @@ class UntrainedConfig(Section):
     weights: dict[str, Weight] = DEFAULT_WEIGHTS
     batch_size: Batch = Field(32, ge=4)
     channels: int = Field(6, ge=1, le=4096)
-    criterion_weight: Weight = 2.0
+    # Half weight: among six random stand-ins of the cpu preset the drop has a standard deviation of .09, the rest of .18.
+    criterion_weight: Weight = 1.0
 
     @model_validator(mode="after")
     def _check(self) -> Self:
