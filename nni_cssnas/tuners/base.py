@@ -226,11 +226,11 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
 
     def _take_finished(self) -> None:
         """Learn of trials that ended after the manager had: only their own records tell of their scores."""
-        path = self._journal.path
-        if path is None or path.parent.name != "checkpoint" or not self._journal.unjudged:
+        path, unjudged = self._journal.path, self._journal.unjudged
+        if path is None or path.parent.name != "checkpoint" or not unjudged:
             return
         records = read_records(path.parents[1])
-        missed = [record for record in records if record.finished and record.parameters in self._journal.unjudged]
+        missed = [record for record in records if record.finished and record.parameters in unjudged]
         if missed:
             self.import_data([{"parameter": record.parameters, "value": record.score} for record in missed])
 
