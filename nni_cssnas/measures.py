@@ -104,6 +104,7 @@ def _own(name: str, source: str, *needs: str, scale: str = "linear") -> Measure:
 MEASURES: dict[str, Measure] = {
     item.name: item
     for item in (
+        _own("macs", "multiply-adds", "macs", scale="log"),
         _own("effective_macs", "multiply-adds that an image can change", "macs", scale="log"),
         _own("expressivity", "AZ-NAS, arXiv:2403.19232"),
         _own("resolution_expressivity", "AZ-NAS, arXiv:2403.19232, of the last stage of each resolution"),

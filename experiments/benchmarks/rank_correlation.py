@@ -56,8 +56,8 @@ from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError, SpaceEr
 from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES, find_measure
 from nni_cssnas.scores.combine import combine
 
-COMPONENTS = tuple(MEASURES)
 COSTS = ("params", "macs")
+COMPONENTS = tuple(name for name in MEASURES if name not in COSTS)  # the costs are those of the table's network
 CRITERIA = ("loss", "drop", "held_out", "alignment", "uniformity")
 """What a short contrastive training shows; measured only where it is asked for."""
 COMBINED = "untrained"

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nni_cssnas.errors import DeviceError
 
-__all__ = ["bears_channels_last", "derive_seed", "resolve_device", "seeded"]
+__all__ = ["bears_channels_last", "derive_seed", "resolve_device", "seeded", "to_cpu", "wait_for"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -46,6 +46,17 @@ def bears_channels_last(network: nn.Module, device: torch.device) -> bool:
         and module.in_channels // module.groups < 16
         for module in network.modules()
     )
+
+
+def to_cpu(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy, on the CPU. It may be on its way yet: :func:`wait_for` before it is looked at."""
+    return tensor.detach().to("cpu", non_blocking=True)
+
+
+def wait_for(device: torch.device) -> None:
+    """Until all that was begun on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
 
 
 def derive_seed(seed: int, content: str) -> int:

@@ -15,7 +15,7 @@ A score depends on the architecture, the images and the settings alone: whoever 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -173,16 +173,19 @@ class Proxy:
         """Score a network that is built already; see :meth:`judge`."""
         kind = self.config.score
         backbone = Backbone(model, self.size, self.config.space.classifier)
-        macs = multiply_adds(backbone, (3, self.size, self.size))
-        components = {"params": float(num_parameters(backbone)), "macs": float(macs)}
+        components = {"params": float(num_parameters(backbone))}
         if isinstance(model, CellNetwork) and "params" in self.config.space.arguments:
             components["channels"] = float(model.channels)  # each architecture has its own
         if kind == "contrastive":
+            components["macs"] = float(multiply_adds(backbone, (3, self.size, self.size)))
             criterion, trained, losses = self._contrastive(backbone, seed, on_epoch)
             return ProxyResult(criterion, components | trained, losses)
         own = _copy(backbone.state_dict()) if kind == "combined" else {}
-        components |= self._untrained(backbone, macs)
-        score = combine(components, self.config.untrained.weights)
+        measured = self._untrained(backbone, dict.fromkeys(["macs", *self.config.untrained.weights]))
+        score = combine(measured, self.config.untrained.weights)
+        if score == DEAD:
+            measured["macs"] = float(multiply_adds(backbone, (3, self.size, self.size)))
+        components |= measured
         if kind == "untrained" or score == DEAD:
             return ProxyResult(score, components)
         backbone.load_state_dict(own)  # the training begins with the candidate's own weights
@@ -194,21 +197,18 @@ class Proxy:
         """Some of :data:`~nni_cssnas.measures.MEASURES` of a network, on weights drawn anew; its own are kept."""
         backbone = Backbone(model, self.size, self.config.space.classifier)
         own = _copy(backbone.state_dict())
-        found = self._untrained(backbone, multiply_adds(backbone, (3, self.size, self.size)), components)
+        found = self._untrained(backbone, components)
         backbone.load_state_dict(own)
         return found
 
-    def _untrained(
-        self, backbone: Backbone, macs: int | None = None, components: Sequence[str] = ()
-    ) -> dict[str, float]:
+    def _untrained(self, backbone: Backbone, components: Iterable[str]) -> dict[str, float]:
         """Measures of a backbone whose weights are drawn anew."""
         return measure(
-            backbone.to(self.device),
+            backbone,
             self._fixed_views,
             self.config.seed,
             stages=[f"model.{stage.name}" if stage.name else "model" for stage in backbone.structure.stages],
-            components=components or tuple(self.config.untrained.weights),
-            macs=macs,
+            components=tuple(components),
         )
 
     def _contrastive(
@@ -230,10 +230,12 @@ class Proxy:
     @cached_property
     def _fixed_views(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The two views on which every untrained network is measured."""
-        generator = torch.Generator(self.device).manual_seed(self.config.seed)
-        order = torch.randperm(len(self.images), generator=generator, device=self.device)
-        batch = self._pool.take(order[: self.config.untrained.batch_size])
-        return make_views(self.config.views, self.size)(batch, generator)
+        # On the CPU, so that every device sees the same.
+        generator = torch.Generator().manual_seed(self.config.seed)
+        order = torch.randperm(len(self.images), generator=generator)
+        batch = Pool(self.images, torch.device("cpu")).take(order[: self.config.untrained.batch_size])
+        view0, view1 = make_views(self.config.views, self.size)(batch, generator)
+        return view0.to(self.device), view1.to(self.device)
 
     def rehearse(self, on_stage: Callable[[str, int, int], None], candidate: Candidate) -> None:
         """Find what every candidate would fail of.

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nni_cssnas.base.device import to_cpu, wait_for
 from nni_cssnas.base.modules import feature_tensor, pooled
 from nni_cssnas.errors import SpaceError
 from nni_cssnas.scores.cost import multiply_adds
-from nni_cssnas.scores.paths import activations_on_paths
-from nni_cssnas.scores.statistics import contrastive_loss, entropy, gram
+from nni_cssnas.scores.paths import activations_on_paths, are_all_products
+from nni_cssnas.scores.statistics import contrastive_loss, entropy, gram, scatter
 
 __all__ = ["Look", "Stage", "View"]
 
@@ -35,11 +36,16 @@ _ACTIVATIONS: frozenset[Callable[..., Any]] = frozenset(
 
 @dataclass(frozen=True)
 class Stage:
-    """The output of a stage: ``entropy`` and ``gram`` of its features, and its ``resolution``, ``(H, W)`` or ``(N,)``."""
+    """The output of a stage: ``scatter`` and ``gram`` of its features, and its ``resolution``, ``(H, W)`` or ``(N,)``."""
 
-    entropy: float
-    resolution: tuple[int, ...]
+    scatter: Tensor
     gram: Tensor
+    resolution: tuple[int, ...]
+
+    @cached_property
+    def entropy(self) -> float:
+        """:func:`~nni_cssnas.scores.statistics.entropy` of the features."""
+        return entropy(self.scatter)
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,16 @@ class View:
     features
         ``(batch, F)``, with their graph.
     gradient
-        Of the features, with alternating signs, by the image: as the images, or None if they do not depend on them.
+        Of the features, with alternating signs, by the image: as the images, on the CPU, or None if they do not depend on
+        them.
+    is_dead
+        Whether the features are not finite, or the same for every image, or untouched by the input.
+    layers
+        What each layer is in autograd's graph, where ``macs`` are needed.
+    macs
+        Their multiply-adds for one image.
     idle_macs
-        Multiply-adds of layers that do not reach the features, or see the same for every image.
+        Those of them that do not reach the features, or see the same for every image.
     outputs
         Of the stages, with their graph, where ``stages`` are needed.
     images
@@ -68,6 +81,9 @@ class View:
     codes: Tensor
     features: Tensor
     gradient: Tensor | None
+    is_dead: bool
+    layers: list[Any]
+    macs: int
     idle_macs: int
     outputs: list[Tensor]
     images: Tensor
@@ -115,12 +131,17 @@ class Look:
     @property
     def is_dead(self) -> bool:
         """Whether the features are not finite, or the same for every image, or untouched by the input."""
-        return any(_is_dead(view) for view in self.views)
+        return any(view.is_dead for view in self.views)
 
     @cached_property
     def macs(self) -> int:
         """Multiply-adds of the whole network for one image."""
-        return multiply_adds(self.model, self.images[0].shape[1:]) if self._macs is None else self._macs
+        if self._macs is not None:
+            return self._macs
+        view = self.views[0]
+        if self.classifier is None and view.layers and are_all_products(view.features, view.layers):
+            return view.macs
+        return multiply_adds(self.model, self.images[0].shape[1:])  # another pass, that sees what is no layer too
 
     @cached_property
     def ways(self) -> tuple[int, int]:
@@ -146,10 +167,10 @@ class Look:
 
 
 def _pass(model: nn.Module, images: Tensor, stages: Sequence[str], classifier: str | None, needs: set[str]) -> View:
+    """Send images through and back. On a GPU nothing is waited for before all of it is under way."""
     measured: dict[str, Stage] = {}
     outputs: dict[str, Tensor] = {}
-    layers: list[tuple[Tensor, int]] = []  # outputs of layers that see more than a constant, with their multiply-adds
-    constant_macs = 0
+    layers: list[_Layer] = []
 
     def on_stage(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -157,22 +178,18 @@ def _pass(model: nn.Module, images: Tensor, stages: Sequence[str], classifier: s
             if tensor is not None and tensor.ndim >= 3:
                 # Measured at once: a later layer may work in place.
                 resolution = tuple(tensor.shape[2:]) if tensor.ndim == 4 else tuple(tensor.shape[1:2])
-                measured[name] = Stage(entropy(tensor), resolution, gram(tensor))
+                measured[name] = Stage(scatter(tensor), gram(tensor), resolution)
                 if "stages" in needs:
                     outputs[name] = tensor
 
         return hook
 
     def on_layer(module: nn.Module, args: Any, output: Any) -> None:
-        nonlocal constant_macs
         weight, tensor = getattr(module, "weight", None), feature_tensor(args)
         if not isinstance(weight, Tensor) or tensor is None or not isinstance(output, Tensor):
             return
         macs = output.numel() // output.shape[0] // weight.shape[0] * weight.numel()
-        if output.requires_grad and _differs(tensor):
-            layers.append((output, macs))
-        else:
-            constant_macs += macs
+        layers.append(_Layer(tensor, output, output.grad_fn, macs, (tensor[1] != tensor[0]).any()))
 
     handles = [model.get_submodule(name).register_forward_hook(on_stage(name)) for name in stages]
     if "macs" in needs:
@@ -199,34 +216,60 @@ def _pass(model: nn.Module, images: Tensor, stages: Sequence[str], classifier: s
     signs = torch.ones(images.shape[0], 1, device=images.device, dtype=features.dtype)
     signs[1::2] = -1
     gradient: Tensor | None = None
-    reached: Sequence[Tensor | None] = [None] * len(layers)
+    deriving = [layer for layer in layers if layer.output.requires_grad]
     if features.requires_grad:
         gradient, *reached = torch.autograd.grad(
-            (signs * features).sum(), [images, *(output for output, _ in layers)], retain_graph=True, allow_unused=True
+            (signs * features).sum(),
+            [images, *(layer.output for layer in deriving)],
+            retain_graph=True,
+            allow_unused=True,
         )
+        for layer, found in zip(deriving, reached, strict=True):
+            layer.gradient = found
     if gradient is not None:
         gradient = gradient * signs[:, :, None, None]
-    idle = sum(macs for (_, macs), g in zip(layers, reached, strict=True) if g is None or not _any(g))
-    kept = [outputs[name] for name in stages] if "stages" in needs else []
+    reaching = [layer for layer in layers if layer.gradient is not None]
+    facts = [layer.varies & layer.gradient[0].any() for layer in reaching if layer.gradient is not None]
+    facts.append(_is_dead(features.detach(), gradient))
+    flags = to_cpu(torch.stack(facts))
+    gradient = None if gradient is None else to_cpu(gradient)
+    seen = [
+        Stage(to_cpu(measured[name].scatter), to_cpu(measured[name].gram), measured[name].resolution) for name in stages
+    ]
+    wait_for(images.device)
+    *found_active, dead = flags.tolist()
+    active = [is_so or layer.is_active() for layer, is_so in zip(reaching, found_active, strict=True)]
+    total = sum(layer.macs for layer in layers)
     return View(
-        [measured[name] for name in stages],
+        seen,
         recorder.all(images),
         features,
         gradient,
-        constant_macs + idle,
-        kept,
+        dead,
+        [layer.node for layer in layers],
+        total,
+        total - sum(layer.macs for layer, is_so in zip(reaching, active, strict=True) if is_so),
+        [outputs[name] for name in stages] if "stages" in needs else [],
         images,
     )
 
 
-def _differs(tensor: Tensor) -> bool:
-    """Whether not all rows are equal; nearly always the first two tell."""
-    return bool((tensor[1] != tensor[0]).any()) or bool((tensor != tensor[:1]).any())
+@dataclass
+class _Layer:
+    """What enters a layer and leaves it, and the ``gradient`` by the latter if it reaches the features; the ``node`` that it
+    is in autograd's graph; its multiply-adds; and on the device whether the first two images enter differently."""
 
+    input: Tensor
+    output: Tensor
+    node: Any
+    macs: int
+    varies: Tensor
+    gradient: Tensor | None = None
 
-def _any(tensor: Tensor) -> bool:
-    """Whether anything is not 0; nearly always the first row tells."""
-    return bool(tensor[0].any()) or bool(tensor.any())
+    def is_active(self) -> bool:
+        """Whether what enters varies from image to image, and anything of it reaches the features; all images are asked,
+        where nearly always the first two tell."""
+        return self.gradient is not None and bool(self.gradient.any()) and bool((self.input != self.input[:1]).any())
 
 
 def _features(model: nn.Module, images: Tensor, classifier: str | None) -> Tensor:
@@ -243,15 +286,11 @@ def _features(model: nn.Module, images: Tensor, classifier: str | None) -> Tenso
     return pooled(captured[-1])
 
 
-def _is_dead(item: View) -> bool:
-    """Whether the features are not finite, or the same for every image, or untouched by the input."""
-    features = item.features.detach()
-    if not bool(torch.isfinite(features).all()):
-        return True
-    spread = float((features.amax(0) - features.amin(0)).max())
-    if spread <= 1e-6 * float(features.abs().max()):
-        return True
-    return item.gradient is None or not bool(torch.isfinite(item.gradient).all()) or not bool(item.gradient.any())
+def _is_dead(features: Tensor, gradient: Tensor | None) -> Tensor:
+    """See :attr:`View.is_dead`."""
+    spread = (features.amax(0) - features.amin(0)).max().double()
+    dead = ~torch.isfinite(features).all() | (spread <= 1e-6 * features.abs().max().double())
+    return torch.ones_like(dead) if gradient is None else dead | ~torch.isfinite(gradient).all() | ~gradient.any()
 
 
 def _stage_gradients(outputs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:

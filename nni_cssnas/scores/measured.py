@@ -24,6 +24,7 @@ __all__ = [
     "gradient_flow",
     "jacov",
     "last_entropy",
+    "macs",
     "naswot",
     "nonlinearity",
     "progressivity",
@@ -40,6 +41,11 @@ some fifty layers train worse the deeper they are, residual ones do not (arXiv:1
 
 SWAP_IMAGES = 16
 """The codes of more images are nearly all distinct: their number then only counts the activations."""
+
+
+def macs(look: Look) -> float:
+    """Multiply-adds of the whole network for one image."""
+    return float(look.macs)
 
 
 def effective_macs(look: Look) -> float:

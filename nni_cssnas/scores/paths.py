@@ -6,11 +6,14 @@ ensembles of the shallow networks among them (Veit et al., arXiv:1605.06431).
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
-__all__ = ["activations_on_paths"]
+__all__ = ["activations_on_paths", "are_all_products"]
 
 _ACTIVATIONS = (
     *("Relu", "LeakyRelu", "PreluKernel", "Rrelu", "RreluWithNoise", "Elu", "Celu", "Selu", "Gelu", "Silu", "Mish"),
@@ -59,6 +62,57 @@ def activations_on_paths(features: Tensor, images: Tensor) -> tuple[int, int] | 
             here = _name(node) in _ACTIVATIONS
             found[node] = (min(way[0] for way in ways) + here, max(way[1] for way in ways) + here)
     return found.get(features.grad_fn)
+
+
+_PRODUCTS = re.compile(r"(Addmm|Mm|Bmm|Baddbmm|Addbmm|Mv|Addmv|Dot|Linear)$|Convolution|Attention")
+"""In the names that autograd gives to what :func:`~nni_cssnas.scores.cost.multiply_adds` counts."""
+
+
+def are_all_products(features: Tensor, layers: Iterable[Any]) -> bool:
+    """Whether every convolution and matrix product on the way to ``features`` belongs to one of ``layers``.
+
+    Parameters
+    ----------
+    features
+        With their graph.
+    layers
+        The ``grad_fn`` of the outputs of layers that compute one product each.
+
+    Returns
+    -------
+    bool
+        False also where a function of the user's hides what it computes.
+    """
+    known = {product for layer in layers for product in _first_products(layer)}
+    return all(
+        node in known for node in _graph(features.grad_fn) if _is_product(node) or isinstance(node, BackwardCFunction)
+    )
+
+
+def _first_products(node: Any, steps: int = 3) -> Iterator[Any]:
+    """The products that a layer's output is a view of, or a sum with its bias."""
+    if node is None or steps == 0:
+        return
+    if _is_product(node):
+        yield node
+        return
+    for after, _ in node.next_functions:
+        yield from _first_products(after, steps - 1)
+
+
+def _is_product(node: Any) -> bool:
+    return _PRODUCTS.search(_name(node)) is not None
+
+
+def _graph(node: Any) -> Iterator[Any]:
+    seen = set()
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack += [after for after, _ in node.next_functions]
 
 
 def _name(node: Any) -> str:

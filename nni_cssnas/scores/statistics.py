@@ -26,6 +26,7 @@ __all__ = [
     "naswot",
     "nonlinearity",
     "progressivity",
+    "scatter",
     "similarity",
     "trainability",
     "zico",
@@ -34,28 +35,34 @@ __all__ = [
 TEMPERATURE = 0.2
 
 
-def entropy(features: Tensor) -> float:
-    """Entropy of the normalised eigenvalues of the covariance of features: the log of their effective dimensions.
+def scatter(features: Tensor) -> Tensor:
+    """The scatter matrix of features, (C, C): their covariance times the number of observations.
+
+    Where there are fewer observations than channels it is their Gram matrix, which has the same non-zero eigenvalues.
 
     Parameters
     ----------
     features
         (batch, C, H, W), tokens (batch, N, C), or (batch, C). Every position is an observation.
-
-    Returns
-    -------
-    float
-        From 0 (one direction, or constant features) to log(C).
     """
     if features.ndim == 4:
         features = features.movedim(1, -1)
     # rows: (observations, C)
     rows = features.detach().reshape(-1, features.shape[-1])
     rows = rows - rows.mean(0)
-    # The Gram matrix has the same non-zero eigenvalues; the smaller of the two is decomposed.
-    gram = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
+    return rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
+
+
+def entropy(scatter: Tensor) -> float:
+    """Entropy of the normalised eigenvalues of a :func:`scatter` matrix: the log of the features' effective dimensions.
+
+    Returns
+    -------
+    float
+        From 0 (one direction, or constant features) to log(C).
+    """
     # LAPACK's driver for one thread and many gives the same bits in float64 here; float32 would lose the small ones.
-    values = torch.linalg.eigvalsh(_finite(gram).double().cpu()).clamp(min=0)
+    values = torch.linalg.eigvalsh(_finite(scatter).double().cpu()).clamp(min=0)
     total = float(values.sum())
     if total <= 0:
         return 0.0

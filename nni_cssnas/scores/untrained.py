@@ -17,7 +17,6 @@ from nni_cssnas.base.modules import evaluation_mode
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES, find_measure
 from nni_cssnas.scores.combine import WORST, is_dead
-from nni_cssnas.scores.cost import multiply_adds
 from nni_cssnas.scores.look import Look
 from nni_cssnas.scores.measured import mean
 
@@ -27,7 +26,7 @@ __all__ = ["average_scores", "initialise", "measure", "untrained_scores"]
 def initialise(model: nn.Module, seed: int) -> None:
     """Draw all weights anew, by each layer's own ``reset_parameters``; the global generator is left alone.
 
-    A layer's weights depend on ``seed`` and on its name, so layers that two architectures share start
+    On a GPU these are other weights than on the CPU. A layer's weights depend on ``seed`` and on its name, so layers that two architectures share start
     alike: less of the difference of their scores is chance. A parameter whose module has no
     ``reset_parameters`` (class tokens, position embeddings) stays if it is constant and is drawn from a
     normal distribution of deviation 0.02 if it is not.
@@ -107,7 +106,9 @@ def untrained_scores(
     pairs = sorted(name for name, item in chosen.items() if "pair" in item.needs)
     if views1 is None and pairs:
         raise ConfigError(f"{pairs[0]} compares two views, and only one is given")
-    with evaluation_mode(model, batch_statistics=True), torch.enable_grad():
+    # On a GPU convolutions would be rounded to 10 bits, and their algorithms, so their rounding, vary.
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with evaluation_mode(model, batch_statistics=True), torch.enable_grad(), exact:
         look = Look(
             model,
             views,
@@ -139,7 +140,7 @@ def average_scores(
     Parameters
     ----------
     model
-        A frozen network; its weights are drawn anew (:func:`initialise`).
+        A frozen network; its weights are drawn anew (:func:`initialise`), and it is moved to where the views are.
     draws
         The views of each initialisation, one or two. ``[(views0,), (views1,)]`` costs as much as one
         initialisation with both views and depends less on the luck of a weight.
@@ -155,17 +156,36 @@ def average_scores(
     """
     if not draws:
         raise ConfigError("draws is empty; give the views of at least one initialisation")
-    if macs is None and any("macs" in find_measure(name).needs for name in components):
-        macs = multiply_adds(model, draws[0][0].shape[1:])
+    device = draws[0][0].device
+    weights = []
+    for index in range(len(draws)):
+        # On the CPU, so that every device scores the same network.
+        initialise(_moved(model, torch.device("cpu")), seed * 1_009 + index)
+        weights.append([tensor.detach().clone() for tensor in _state(model)])
+    state = _state(_moved(model, device))
     found = []
-    for index, views in enumerate(draws):
-        initialise(model, seed * 1_009 + index)
-        found.append(
-            untrained_scores(model, *views, stages=stages, classifier=classifier, components=components, macs=macs)
-        )
+    for views, drawn in zip(draws, weights, strict=True):
+        with torch.no_grad():
+            for tensor, value in zip(state, drawn, strict=True):
+                tensor.copy_(value, non_blocking=True)
+        scores = untrained_scores(model, *views, stages=stages, classifier=classifier, components=components, macs=macs)
+        macs = int(scores["macs"]) if "macs" in scores else macs
+        found.append(scores)
     if any(is_dead(list(scores.values())) for scores in found):
         return dict.fromkeys(components, WORST)
     return {name: mean(scores[name] for scores in found) for name in components}
+
+
+def _state(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _moved(model: nn.Module, device: torch.device) -> nn.Module:
+    return (
+        model
+        if all(tensor.device.type == device.type for tensor in _state(model))
+        else model.to(device, non_blocking=True)
+    )
 
 
 def measure(

@@ -22,6 +22,7 @@ from nni_cssnas.scores.statistics import (
     naswot,
     nonlinearity,
     progressivity,
+    scatter,
     similarity,
     trainability,
     zico,
@@ -48,14 +49,14 @@ def test_entropy_is_that_of_the_eigenvalues_of_the_covariance(shape: tuple[int, 
     values = np.linalg.eigvals(np.cov(np.array(rows, dtype=np.float64), rowvar=False)).real
     shares = values / values.sum()
     expected = -sum(p * math.log(p) for p in shares if p > 1e-12)
-    assert entropy(features) == pytest.approx(expected, rel=1e-5)
-    assert entropy(7 * features + 3) == pytest.approx(expected, rel=1e-4)
+    assert entropy(scatter(features)) == pytest.approx(expected, rel=1e-5)
+    assert entropy(scatter(7 * features + 3)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_entropy_of_one_direction_and_of_nothing_is_zero() -> None:
-    assert entropy(torch.ones(4, 3, 2, 2)) == 0
+    assert entropy(scatter(torch.ones(4, 3, 2, 2))) == 0
     line = rand(50, 1) * torch.tensor([[1.0, 2.0, -1.0]])
-    assert entropy(line) == pytest.approx(0, abs=1e-4)
+    assert entropy(scatter(line)) == pytest.approx(0, abs=1e-4)
 
 
 def test_expressivity_and_progressivity() -> None:

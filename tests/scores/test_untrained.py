@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from nni_cssnas.base.modules import pooled
 from nni_cssnas.errors import ConfigError, SpaceError
+from nni_cssnas.genotype import NAMED_GENOTYPES
 from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES
-from nni_cssnas.scores import measured
+from nni_cssnas.scores import look, measured
 from nni_cssnas.scores.combine import WORST
 from nni_cssnas.scores.cost import multiply_adds
 from nni_cssnas.scores.statistics import (
@@ -28,10 +29,13 @@ from nni_cssnas.scores.statistics import (
     jacov,
     naswot,
     nonlinearity,
+    scatter,
     similarity,
     zico,
 )
 from nni_cssnas.scores.untrained import average_scores, initialise, untrained_scores
+from nni_cssnas.spaces.backbone import Backbone
+from nni_cssnas.spaces.network import CellNetwork
 
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
@@ -127,7 +131,7 @@ def test_one_network_step_by_step() -> None:
             handle.remove()
         lengths.extend(largest_singular_values(stages))
         features = stages[-1].mean((2, 3))
-        entropies.append([entropy(stage) for stage in stages])
+        entropies.append([entropy(scatter(stage)) for stage in stages])
         similarities.append([similarity(gram(p), gram(q)) for p, q in pairwise(stages)])
         rows = []
         signs = [1.0 if index % 2 == 0 else -1.0 for index in range(8)]
@@ -145,6 +149,7 @@ def test_one_network_step_by_step() -> None:
         )
     mixed = model.blocks((VIEWS[0] + VIEWS[0].roll(1, 0)) / 2).mean((2, 3))
     expected = {
+        "macs": multiply_adds(model, (3, 8, 8)),
         "effective_macs": multiply_adds(model, (3, 8, 8)),
         "expressivity": np.mean([sum(row) for row in entropies]),
         "resolution_expressivity": np.mean([row[1] + row[2] for row in entropies]),
@@ -289,6 +294,62 @@ def test_layers_that_do_nothing_do_not_count() -> None:
     plain = scores_of(Network(), components=["effective_macs"])
     assert multiply_adds(Idle(), (3, 8, 8)) == plain["effective_macs"] + 64 * 4 * 4 * (9 + 1 + 25)
     assert scores_of(Idle(), components=["effective_macs"]) == plain
+
+
+class Mix(torch.autograd.Function):
+    """A product in a function of the user's."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        return torch.einsum("oc,bchw->bohw", weight, x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, torch.einsum("oc,bohw->bchw", *ctx.saved_tensors, gradient)
+
+
+class Product(nn.Module):
+    """A convolution and a product that no layer is."""
+
+    def __init__(self, hide: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.weight = nn.Parameter(torch.ones(4, 4))
+        self.hide = hide
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return Mix.apply(self.weight, x) if self.hide else torch.einsum("oc,bchw->bohw", self.weight, x)
+
+
+LAYERS = nn.Sequential(nn.Conv2d(3, 6, 3, 1, 1, groups=3), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 3, 2, bias=False))
+
+
+@pytest.mark.parametrize(
+    ("model", "passes"),
+    [
+        (LAYERS, 0),
+        (CellNetwork(NAMED_GENOTYPES["DARTS_V2"], 5, 4), 0),
+        (CellNetwork(NAMED_GENOTYPES["DARTS_V1"], 5, 4, stem="imagenet"), 0),
+        # What is no layer is only counted by a pass of its own.
+        (nn.Sequential(nn.Conv2d(3, 6, 2, 2), nn.ConvTranspose2d(6, 4, 2, 2)), 1),
+        (Product(hide=False), 1),
+        (Product(hide=True), 1),
+    ],
+    ids=["layers", "cells", "imagenet", "transposed", "function", "hidden"],
+)
+def test_multiply_adds_are_known_from_the_pass_that_scores(
+    model: nn.Module, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = Backbone(model, 64)
+    stages = [f"model.{stage.name}" if stage.name else "model" for stage in backbone.structure.stages]
+    counted = []
+    monkeypatch.setattr(look, "multiply_adds", lambda *args: counted.append(args) or multiply_adds(*args))
+    views = rand(2, 4, 3, 64, 64)
+    scores = untrained_scores(backbone, *views, stages=stages, components=["macs"])
+    assert scores["macs"] == multiply_adds(backbone, (3, 64, 64)) > 0
+    assert len(counted) == passes
 
 
 def test_a_network_that_ends_in_batch_norm_has_a_jacobian() -> None:

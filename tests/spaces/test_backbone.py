@@ -15,7 +15,7 @@ with warnings.catch_warnings():
 
 from nni_cssnas.errors import SpaceError
 from nni_cssnas.measures import MEASURES
-from nni_cssnas.scores.cost import num_parameters
+from nni_cssnas.scores.cost import multiply_adds, num_parameters
 from nni_cssnas.scores.untrained import initialise, untrained_scores
 from nni_cssnas.spaces.backbone import Backbone, inspect
 
@@ -100,6 +100,9 @@ def test_every_hub_space(name: str) -> None:
     layer = model.get_submodule(classifier)
     before = num_parameters(model)
     backbone = Backbone(model, size)
+    inside = [f"model.{stage}" for stage in names]
+    counted = untrained_scores(backbone, *views, stages=inside, components=["macs"])["macs"]
+    assert counted == multiply_adds(backbone, (3, size, size))
     features = backbone(views[0])
     assert features.shape == (4, backbone.num_features) == (4, structure.num_features)
     assert backbone.num_features == layer.in_features
