@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 import nni_cssnas
-from nni_cssnas.base.device import seeded
+from nni_cssnas.base.device import seeded, wait_for
 from nni_cssnas.config import ContrastiveConfig, ProxyConfig
 from nni_cssnas.genotype import NAMED_GENOTYPES
 from nni_cssnas.images.pool import Pool
 from nni_cssnas.images.views import make_views
 from nni_cssnas.judge.screening import Screener
 from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES
+from nni_cssnas.scores import look
 from nni_cssnas.scores.combine import DEAD
 from nni_cssnas.scores.contrastive import train_contrastive
 from nni_cssnas.scores.cost import latency
@@ -43,10 +44,19 @@ def screener(device: str, **values: Any) -> Screener:
 
 
 @pytest.fixture
-def no_synchronisation() -> Iterator[None]:
-    """What waits for the GPU raises, but for the explicit waiting of ``wait_for``."""
+def no_synchronisation(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.device]]:
+    """What waits for the GPU raises, but for ``wait_for``, of which every call is noted."""
+    waits: list[torch.device] = []
+
+    def wait(device: torch.device) -> None:
+        waits.append(device)
+        torch.cuda.set_sync_debug_mode("default")
+        wait_for(device)
+        torch.cuda.set_sync_debug_mode("error")
+
+    monkeypatch.setattr(look, "wait_for", wait)
     torch.cuda.set_sync_debug_mode("error")
-    yield
+    yield waits
     torch.cuda.set_sync_debug_mode("default")
 
 
@@ -89,11 +99,12 @@ def test_nothing_of_the_default_score_waits_for_the_gpu(request: pytest.FixtureR
         return measure(backbone, (views[0], views[1]), 0, stages=stages, components=list(DEFAULT_WEIGHTS))
 
     before = score()  # cuDNN is loaded
-    request.getfixturevalue("no_synchronisation")
+    waits = request.getfixturevalue("no_synchronisation")
     assert score() == pytest.approx(before, abs=1e-3)
+    assert len(waits) == 2  # one for each view
 
 
-def test_the_check_for_synchronisation_can_fail(no_synchronisation: None) -> None:
+def test_the_check_for_synchronisation_can_fail(no_synchronisation: list[torch.device]) -> None:
     with pytest.raises(RuntimeError, match="synchroniz"):
         float(torch.ones(3, device="cuda").sum())
 
