@@ -178,7 +178,9 @@ def average_scores(
 
 def _state(model: nn.Module) -> list[Tensor]:
     """Parameters and buffers; ``parameters()`` and ``buffers()`` take ten times as long for many small layers."""
-    held = [tensor for module in model.modules() for tensor in (*module._parameters.values(), *module._buffers.values())]
+    held = [
+        tensor for module in model.modules() for tensor in (*module._parameters.values(), *module._buffers.values())
+    ]
     return [tensor for tensor in held if tensor is not None]
 
 

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
 
 import end_to_end
+import labels
 import proposal
 import report
 import toy
 from tables import nasbench201
+
+from nni_cssnas.spaces.backbone import Backbone
 
 
 @pytest.mark.slow
@@ -96,3 +100,36 @@ def test_the_report_holds_every_trial(tmp_path: Path, capsys: pytest.CaptureFixt
     assert sum(record.status == "failed" for record in records) == 1
     assert report.main(["--trials", "50"]) == 0
     assert re.search(r"^50 trials: \d+\.\d s, 0\.\d\d MB$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_gradients_with_labels_and_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    operations = ("nor_conv_3x3", "nor_conv_1x1", "skip_connect")
+    archs = [f"|{a}~0|+|{b}~0|{a}~1|+|{a}~0|{b}~1|{a}~2|" for a, b in product(operations, repeat=2)][:4]
+    table = tmp_path / "table.csv"
+    table.write_text("arch,cifar10_test\n" + "".join(f"{arch},{50 + i}\n" for i, arch in enumerate(archs)))
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "images.npz", images=rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8), labels=np.arange(16) % 3
+    )
+    command = ["--table", str(table), "--images", str(tmp_path / "images.npz"), "--sample", "4", "--size", "8"]
+    assert labels.main([*command, "--batch", "8", "--resamples", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"{name}.*\[[+-]", printed) for name in labels.MEASURES)
+    assert labels.main([*command, "--batch", "99"]) == 2
+    assert "--batch is 99, but" in capsys.readouterr().err
+
+
+def test_gradients_with_labels_are_those_of_the_formula() -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1))
+    backbone = Backbone(torch.nn.Sequential(network, torch.nn.Flatten()), 8)
+    views, classes = torch.randn(2, 6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    found = labels.measured(backbone, list(views), classes, seed=1)
+    head = torch.randn(3, 5, generator=torch.Generator().manual_seed(1)) / 5**0.5
+    weight = next(iter(backbone.parameters()))
+    total = 0.0
+    for image, label in zip(views.flatten(0, 1), classes.repeat(2), strict=True):
+        total = total - torch.log_softmax(head @ backbone(image[None])[0], 0)[label] / 12
+    (gradient,) = torch.autograd.grad(total, weight)
+    assert found["labels gradient_flow"] == pytest.approx(np.log1p(float(gradient.norm())), rel=1e-5)
+    assert found["contrastive gradient_flow"] != found["labels gradient_flow"]
