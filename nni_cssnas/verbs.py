@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nni_cssnas.comparison.contestants import Contestant
     from nni_cssnas.comparison.summary import Comparison, Group, Run
     from nni_cssnas.images.labelled import LabelledImages
+    from nni_cssnas.judge.on_ray import Cluster
     from nni_cssnas.search.result import Found, SearchResult
     from nni_cssnas.search.screen import OnStep, Step
     from nni_cssnas.spaces.architecture import Architecture
@@ -70,6 +72,8 @@ def screen(
     minutes: float | None = None,
     seed: int | None = None,
     workers: int | None = None,
+    ray: str | None = None,
+    gpus_per_worker: float | None = None,
     output: str | Path | None = None,
     top: int = 1,
     force: bool = False,
@@ -101,6 +105,11 @@ def screen(
     workers
         Processes; by default one for each core if there is enough to do. Scripts need ``if __name__ == "__main__":``
         around the call, as always with processes.
+    ray
+        Score on a cluster of Ray, by default with as many workers as it has room for: ``auto`` for the one of which this
+        machine is a node, or ``host:port`` of its head node. The result is the same.
+    gpus_per_worker
+        With ``ray``: the part of a GPU that each worker takes; by default 1 where there are GPUs.
     output
         A folder for the table, the ``top`` architectures and their pictures, in which every score is kept as it comes:
         the same call goes on after an interruption. None writes nothing.
@@ -123,7 +132,8 @@ def screen(
     SpaceError
         If the space cannot be made, or its networks do not fit the images.
     ExperimentError
-        If ``output`` holds another search, or cannot be written.
+        If ``output`` holds another search, or cannot be written; with ``ray`` if nothing answers at the address, or a node
+        cannot be used.
     KeyboardInterrupt
         If it is interrupted before the first score.
     """
@@ -154,19 +164,21 @@ def screen(
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"--minutes is {minutes:g}; it must be more than 0 (leave it out for no limit)")
 
-    from nni_cssnas.search.screen import screen as work
+    with _cluster(ray, gpus_per_worker) as cluster:
+        from nni_cssnas.search.screen import screen as work
 
-    return work(
-        settings,
-        num=num,
-        guided=guided,
-        seconds=None if minutes is None else 60 * minutes,
-        workers=workers,
-        output=None if output is None else Path(output),
-        top=top,
-        force=force,
-        on_step=on_step or _nothing,
-    )
+        return work(
+            settings,
+            num=num,
+            guided=guided,
+            seconds=None if minutes is None else 60 * minutes,
+            workers=workers,
+            output=None if output is None else Path(output),
+            top=top,
+            force=force,
+            cluster=cluster,
+            on_step=on_step or _nothing,
+        )
 
 
 def run(
@@ -778,6 +790,17 @@ def export(
 
 def _nothing(step: Step) -> None:
     pass
+
+
+def _cluster(ray: str | None, gpus_per_worker: float | None) -> AbstractContextManager[Cluster | None]:
+    """The connection to Ray, or what does nothing where none is asked for."""
+    if ray is None:
+        if gpus_per_worker is not None:
+            raise ConfigError(f"--gpus-per-worker is {gpus_per_worker:g}, which only --ray uses")
+        return nullcontext()
+    from nni_cssnas.judge.on_ray import connected
+
+    return connected(ray, gpus_per_worker)
 
 
 def _stage(on_step: OnStep, stage: str, done: int, total: int) -> None:

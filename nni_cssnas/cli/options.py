@@ -23,10 +23,12 @@ __all__ = [
     "Experiment",
     "ForceRun",
     "Genotype",
+    "GpusPerWorker",
     "Json",
     "Keep",
     "Port",
     "Public",
+    "Ray",
     "Recipe",
     "Root",
     "Sample",
@@ -116,6 +118,22 @@ Seed = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is one).", rich_help_panel=PATHS)]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes (default: one for each core).", rich_help_panel=PATHS)
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Score on a cluster of Ray: auto, or host:port of its head node. A worker is then an actor.",
+        rich_help_panel=PATHS,
+    ),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-per-worker",
+        help="With --ray: the part of a GPU that each worker takes (default: 1 where there are GPUs).",
+        rich_help_panel=PATHS,
+    ),
 ]
 ForceRun = Annotated[bool, typer.Option("--force", help="Remove another run that lies there.", rich_help_panel=PATHS)]
 Json = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from nni_cssnas.cli.app import Steps, answer, app, console
-from nni_cssnas.cli.options import PATHS, Json, Workers
+from nni_cssnas.cli.options import PATHS, GpusPerWorker, Json, Ray, Workers
 
 JUDGE = "How it is judged"
 
@@ -53,6 +53,8 @@ def screen(
     minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after this time.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, and of all that is scored.")] = None,
     workers: Workers = None,
+    ray: Ray = None,
+    gpus_per_worker: GpusPerWorker = None,
     top: Annotated[
         int, typer.Option("--top", "-k", min=1, help="How many of the best to write and draw.", rich_help_panel=PATHS)
     ] = 1,
@@ -99,6 +101,8 @@ def screen(
                     minutes=minutes,
                     seed=seed,
                     workers=workers,
+                    ray=ray,
+                    gpus_per_worker=gpus_per_worker,
                     output=output,
                     top=top,
                     force=force,

@@ -21,7 +21,7 @@ from nni import NoMoreTrialError
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.genotype import Choices
 from nni_cssnas.images.pool import fingerprint
-from nni_cssnas.judge.screening import Screened, Screener, Spread
+from nni_cssnas.judge.screening import LAG, Proposals, Screened, Screener, Spread
 from nni_cssnas.results.screening_log import LOG_NAME, ScreeningLog
 from nni_cssnas.spaces.identity import own_sources, space_key
 from nni_cssnas.tuners.tpe import Tpe
@@ -33,6 +33,10 @@ FINALISTS = 8
 
 SHARE = 1 / 8
 """No more than this part of all."""
+
+PROPOSALS_PER_LAG = 25
+"""TPE proposes without the results of this part of its proposals, if there are many: so many workers have something to do.
+The number depends on the search alone, so that its proposals are the same on any number of workers."""
 
 
 def explore(
@@ -96,7 +100,7 @@ def explore(
     if not num_guided:
         return
     tuner.import_data(start)
-    for item in spread(Screener.screen, proposed()):
+    for item in spread(Screener.screen, Proposals(proposed(), max(LAG, num_guided // PROPOSALS_PER_LAG))):
         number = numbers.pop(_key(item.choices))
         tuner.receive_trial_result(number, item.choices, item.score)
         tuner.trial_end(number, True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError
@@ -14,6 +14,9 @@ from nni_cssnas.results.screened import refuse_to_overwrite, write_screened
 from nni_cssnas.results.screening_log import LOG_NAME
 from nni_cssnas.search.explore import by_score, choose, explore, open_log
 from nni_cssnas.search.result import SearchResult
+
+if TYPE_CHECKING:
+    from nni_cssnas.judge.on_ray import Cluster
 
 __all__ = ["OnStep", "Step", "screen"]
 
@@ -54,20 +57,28 @@ def screen(
     output: Path | None = None,
     top: int = 1,
     force: bool = False,
+    cluster: Cluster | None = None,
     on_step: OnStep = lambda step: None,
 ) -> SearchResult:
-    """See :func:`nni_cssnas.screen`; here all of ``proxy.yml`` is one argument, and the time is in seconds."""
+    """See :func:`nni_cssnas.screen`; here all of ``proxy.yml`` is one argument, and the time is in seconds.
+
+    With a ``cluster`` (:func:`nni_cssnas.judge.on_ray.connected`) the architectures are scored there.
+    """
     if output is not None and not force and not (output / LOG_NAME).exists():
         refuse_to_overwrite(output, top)
     on_step(Step("images"))
-    screener = Screener(config)
+    screener = Screener(config if cluster is None else cluster.for_driver(config))
     log = None if output is None else open_log(screener, output, force=force)
     if log is not None and log.screened:
         on_step(Step("recalled", log.screened))
     found: list[Screened] = []
     ranked: list[Screened] = []
     try:
-        with screener.spread(workers or screener.default_workers(num + guided), log) as spread:
+        with (
+            screener.spread(workers or screener.default_workers(num + guided), log)
+            if cluster is None
+            else cluster.spread(screener, config, workers, log)
+        ) as spread:
             best = None
             for item in explore(screener, spread, num, guided, seed=config.seed, seconds=seconds):
                 found.append(item)
