@@ -114,29 +114,49 @@ def connected(address: str, gpus_per_worker: float | None = None) -> Iterator[Cl
 
 def _connect(ray: Any, address: str) -> None:
     """Connect within seconds, or say that nothing answers."""
-    target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    target = _resolved(address)
     if parts := ADDRESS.fullmatch(target):
-        try:
-            socket.create_connection((parts["host"].strip("[]"), int(parts["port"])), ANSWER_SECONDS).close()
-        except (OSError, OverflowError) as error:
+        problem = _problem_of(parts["host"].strip("[]"), int(parts["port"]))
+        if problem:
             raise ExperimentError(
-                f"--ray is {address!r}, but nothing answers at {target} ({one_line(error)}); "
-                "start Ray there (`ray start --head`), or correct the address"
-            ) from None
-    # Ray tries for 20 seconds by itself, and that at an address which a cluster has left in a file.
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", str(int(ANSWER_SECONDS)))
+                f"--ray is {address!r}, but {problem}; start Ray there (`ray start --head`), or correct the address"
+            )
+    # By itself Ray tries for minutes.
+    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # RuntimeError, ConnectionError, ValueError, TimeoutError, those of gRPC, ...
-        reason = one_line(error)
+        reason = one_line(error)[:300]
         remedy = "start Ray (`ray start --head`), or correct the address"
         if "mismatch" in reason:
             remedy = "install the same versions of Ray and Python on every node"
-        elif parts and not target.startswith("ray://"):
+        elif not address.startswith("ray://"):
             remedy += "; a machine that is no node of the cluster connects by ray://host:10001"
-        raise ExperimentError(
-            f"--ray is {address!r}, but there is no cluster to connect to ({reason}); {remedy}"
-        ) from None
+        raise ExperimentError(f"--ray is {address!r}, but there is no cluster to connect to ({reason}); {remedy}") from None
+
+
+def _resolved(address: str) -> str:
+    """The address that Ray will try: ``auto`` is where a cluster was last started, which may be long gone."""
+    try:
+        from ray._private.services import canonicalize_bootstrap_address
+
+        return address if address.startswith("ray://") else str(canonicalize_bootstrap_address(address))
+    except Exception:  # there is none, which Ray says best by itself; or another version has other names
+        return address
+
+
+def _problem_of(host: str, port: int) -> str | None:
+    """Why no server of gRPC, which Ray's are, can be reached there; None if one answers."""
+    try:
+        with socket.create_connection((host, port), ANSWER_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("0", "", "false"):
+                return None
+            # The preface of HTTP/2 with empty settings, which a server answers with its own: a frame of type 4.
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0")
+            answer = connection.recv(9)
+    except (OSError, OverflowError) as error:
+        return f"nothing answers at {host}:{port} ({one_line(error)})"
+    return None if len(answer) == 9 and answer[3] == 4 else f"what answers at {host}:{port} is not Ray"
 
 
 class Cluster:
