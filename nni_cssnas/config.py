@@ -330,8 +330,10 @@ class ScreenConfig(Section):
 class ConstraintsConfig(Section):
     """A tuner's ``constraints``: what breaks one never becomes a trial.
 
-    ``max_params`` and ``max_macs`` (multiply-adds) are those of the network as it is scored, without classifier, as the
-    records show them; ``max_latency_ms`` is the median time of a forward pass of one image on the configured device.
+    ``max_params`` and ``max_macs`` (multiply-adds) are those of the network that will be trained, without classifier and
+    auxiliary head: cells in the depth and width of ``target`` (20 cells of 36 channels where ``proxy.yml`` names none), and
+    the networks of another space as they are. ``max_latency_ms`` is the median time of its forward pass of one image on the
+    configured device.
     Constraints that the space itself declares are checked too. ``proxy`` is the ``proxy.yml`` that names the space.
     """
 

@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "ARCHITECTURE",
+    "COST",
     "PATHS",
     "RECIPE",
     "RECIPES",
@@ -26,6 +27,9 @@ __all__ = [
     "GpusPerWorker",
     "Json",
     "Keep",
+    "MaxLatency",
+    "MaxMacs",
+    "MaxParams",
     "Port",
     "Public",
     "Ray",
@@ -43,6 +47,7 @@ __all__ = [
 RECIPES = "(default: the search's target, else the recipe's)."
 ARCHITECTURE, IMAGES, RECIPE, PATHS = "Architecture", "Labelled images", "Recipe", "Where and how"
 PORTAL = "Portal"
+COST = "What it may cost (the network that will be trained, without classifier)"
 
 Genotype = Annotated[
     str | None,
@@ -116,6 +121,21 @@ Seed = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is one).", rich_help_panel=PATHS)]
+MaxParams = Annotated[
+    int | None, typer.Option("--max-params", min=1, help="The most parameters.", rich_help_panel=COST)
+]
+MaxMacs = Annotated[
+    int | None, typer.Option("--max-macs", min=1, help="The most multiply-adds of one image.", rich_help_panel=COST)
+]
+MaxLatency = Annotated[
+    float | None,
+    typer.Option(
+        "--max-latency-ms",
+        min=0,
+        help="The longest median time of a forward pass of one image on the device, in milliseconds.",
+        rich_help_panel=COST,
+    ),
+]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes (default: one for each core).", rich_help_panel=PATHS)
 ]

@@ -5,6 +5,7 @@ One JSON object a line. The first says of what screening the file is; the others
     {"screening": {"space": "...", "images": "...", ...}}
     {"screen": {...choices}, "score": -1.25, "components": {...}, "genotype": {...}}
     {"finalist": {...choices}, "measured": {...}}
+    {"cost": {...choices}, "measured": {"latency_ms": 12.5}, "device": "cpu"}
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from nni_cssnas.genotype import Choices, Genotype
 __all__ = ["LOG_NAME", "ScreeningLog"]
 
 LOG_NAME = "screening.jsonl"
-KINDS = ("screen", "finalist")
+KINDS = ("screen", "finalist", "cost")
 HEAD = b'{"screening": {'
 
 
@@ -93,6 +94,10 @@ class ScreeningLog:
         """How many architectures are in it."""
         return sum(kind == "screen" for kind, _ in self._rows)
 
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        """All rows of a kind, in their order."""
+        return [row for (found, _), row in self._rows.items() if found == kind]
+
     def recall(self, kind: str, choices: Choices) -> dict[str, Any] | None:
         """The row of an architecture, or None."""
         return self._rows.get((kind, _key(choices)))
@@ -157,9 +162,10 @@ def _is_row(row: Mapping[str, Any]) -> bool:
             and _are_numbers(row["components"].values())
             and _is_genotype(row["genotype"])
         )
-    if "finalist" in row:
-        measured = row.get("measured")
-        return isinstance(row["finalist"], dict) and isinstance(measured, dict) and _are_numbers(measured.values())
+    for kind in ("finalist", "cost"):
+        if kind in row:
+            measured = row.get("measured")
+            return isinstance(row[kind], dict) and isinstance(measured, dict) and _are_numbers(measured.values())
     return isinstance(row.get("screening"), dict)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import nni_cssnas
 from nni_cssnas.cli import app
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ExperimentError
@@ -21,8 +22,6 @@ from nni_cssnas.results.pictures import (
     good_trials,
     loss_curves,
     operation_use,
-    pareto_front,
-    score_against_cost,
     search_curve,
 )
 from nni_cssnas.results.records import TrialRecord
@@ -131,14 +130,14 @@ def look(path: Path, width: int) -> dict[str, Any]:
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_shows_it_whole(experiment: Path, tmp_path: Path, width: int) -> None:
     path = tmp_path / "report.html"
-    write_report(experiment, path)
+    nni_cssnas.report(experiment, path)
     page = look(path, width)
     assert page["messages"] == []
     assert page["requests"] == [path.as_uri()]  # nothing from a network
     assert page["width"] <= width  # no sideways scrolling
     assert page["heading"] == "my <b>search</b>"
-    assert page["sections"] == ["best", "search", "top", "errors", "reproduce", "trials"]
-    assert len(page["images"]) == 3 + 4
+    assert page["sections"] == ["best", "search", "trade-offs", "top", "errors", "reproduce", "trials"]
+    assert len(page["images"]) == 3 + 5
     assert all(natural > 0 and shown > 100 and text for natural, shown, text in page["images"])
     assert page["rows"] == 20
     assert page["scripts"] == 0
@@ -191,7 +190,9 @@ def test_the_command(experiment: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", str(experiment), *output], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert names == {f"{name}.{kind}" for name in ("search", "cost", "choices", "losses") for kind in ("svg", "png")}
+    assert names == {
+        f"{name}.{kind}" for name in ("search", "front", "hypervolume", "choices", "losses") for kind in ("svg", "png")
+    }
     assert (tmp_path / "r.html").read_text().count('<td class="left"><a href="file:') == 5 + 30
 
 
@@ -199,29 +200,10 @@ def test_500_trials_stay_small(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path / "x", make_records(500))
     write_report(folder, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 5e6
-    assert len(write_pictures(folder, tmp_path / "pictures")) == 8
+    assert len(write_pictures(folder, tmp_path / "pictures")) == 6
 
 
 # ---- pictures -------------------------------------------------------------------------------------
-
-
-def test_pareto_front_against_a_loop() -> None:
-    rng = np.random.default_rng(1)
-    for _ in range(50):
-        costs, scores = rng.integers(0, 8, (2, 20)).astype(float)
-        expected = {
-            index
-            for index in range(20)
-            if not any(
-                (costs[other] <= costs[index] and scores[other] >= scores[index])
-                and (costs[other] < costs[index] or scores[other] > scores[index] or other < index)
-                for other in range(20)
-                if other != index
-            )
-        }
-        front = pareto_front(costs, scores)
-        assert set(front) == expected
-        assert list(costs[front]) == sorted(costs[front])
 
 
 def test_the_curve_is_the_best_so_far() -> None:
@@ -264,7 +246,7 @@ def test_best_and_worst_losses() -> None:
 
 def test_nothing_to_show_is_no_picture() -> None:
     failed = [record for record in make_records(12) if record.status == "failed"]
-    assert [draw(failed) for draw in (search_curve, score_against_cost, operation_use, loss_curves)] == [None] * 4
+    assert [draw(failed) for draw in (search_curve, operation_use, loss_curves)] == [None] * 3
 
 
 def test_no_address_leads_outside(experiment: Path, tmp_path: Path) -> None:
