@@ -18,7 +18,7 @@ from typing import Any
 
 from nni_cssnas.errors import GenotypeError, nearest
 
-__all__ = ["NAMED_GENOTYPES", "OPERATIONS", "TARGET", "Cell", "Choices", "Edge", "Genotype", "Sample"]
+__all__ = ["FIELDS", "NAMED_GENOTYPES", "OPERATIONS", "TARGET", "Cell", "Choices", "Edge", "Genotype", "Sample"]
 
 Choices = Mapping[str, Any]
 """What a tuner picks: a value for each label of ``search_space.json``. NNI calls them parameters."""

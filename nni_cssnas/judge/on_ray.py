@@ -40,7 +40,7 @@ from nni_cssnas.measures import find_measure
 from nni_cssnas.results.screening_log import ScreeningLog
 from nni_cssnas.spaces.identity import space_key, users_files
 
-__all__ = ["Cluster", "Workers", "connected"]
+__all__ = ["Cluster", "Workers", "connected", "spread_over"]
 
 ANSWER_SECONDS = 5.0
 """An address that does not answer for so long is taken for a wrong one."""
@@ -132,7 +132,9 @@ def _connect(ray: Any, address: str) -> None:
             remedy = "install the same versions of Ray and Python on every node"
         elif not address.startswith("ray://"):
             remedy += "; a machine that is no node of the cluster connects by ray://host:10001"
-        raise ExperimentError(f"--ray is {address!r}, but there is no cluster to connect to ({reason}); {remedy}") from None
+        raise ExperimentError(
+            f"--ray is {address!r}, but there is no cluster to connect to ({reason}); {remedy}"
+        ) from None
 
 
 def _resolved(address: str) -> str:
@@ -237,17 +239,22 @@ class Cluster:
             cpus=threads,
             gpus=gpus,
         )
-        memory = Memory(log)
-
-        def begin(kind: str, item: Mapping[str, Any]) -> Callable[[], Any]:
-            return memory.recall(kind, item) or pool.start(kind, item, partial(memory.keep, kind, item))
-
         try:
-            yield lambda method, items: lagged(
-                partial(begin, method.__name__), items, items.lag if isinstance(items, Proposals) else pool.ahead
-            )
+            yield spread_over(pool, log)
         finally:
             pool.end()
+
+
+def spread_over(pool: Workers, log: ScreeningLog | None = None) -> Spread:
+    """What applies methods of the workers' objects to many architectures, and keeps the results as they arrive."""
+    memory = Memory(log)
+
+    def begin(kind: str, item: Mapping[str, Any]) -> Callable[[], Any]:
+        return memory.recall(kind, item) or pool.start(kind, item, partial(memory.keep, kind, item))
+
+    return lambda method, items: lagged(
+        partial(begin, method.__name__), items, items.lag if isinstance(items, Proposals) else pool.ahead
+    )
 
 
 def _own_measures(config: ProxyConfig) -> list[Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import signal
 import statistics
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ import torch
 from nni_cssnas.base.device import derive_seed
 from nni_cssnas.base.workers import Workers, end_with_parent, lagged
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.errors import DivergenceError, MeasureError, SpaceError
+from nni_cssnas.errors import DivergenceError, GenotypeError, MeasureError, SpaceError
 from nni_cssnas.genotype import Choices, Genotype
 from nni_cssnas.images.pool import Images
 from nni_cssnas.judge.proxy import Candidate, Proxy, candidate_seed
@@ -126,11 +128,11 @@ class Screener:
     def random(self, num: int, seed: int) -> Iterator[dict[str, Any]]:
         """Up to ``num`` different random architectures, as choices; fewer if the space is small."""
         rng = np.random.default_rng(seed)
-        seen: set[str] = set()
+        seen: set[bytes] = set()
         repeats = 0
         while len(seen) < num and repeats < 1000:
             choices = random_choices(self.space, rng)
-            key = repr(sorted(choices.items()))
+            key = hashlib.blake2b(repr(sorted(choices.items())).encode(), digest_size=16).digest()
             if key in seen:
                 repeats += 1
                 continue
@@ -183,7 +185,14 @@ class Memory:
     def recall(self, kind: str, item: Mapping[str, Any]) -> Callable[[], Any] | None:
         """What gives the result of an architecture that is in the log, or None."""
         row = None if self.log is None else self.log.recall(kind, item)
-        return None if row is None else partial(_from_row, kind, row)
+        if row is None:
+            return None
+        try:
+            result = _from_row(kind, row, item)
+        except GenotypeError as error:
+            warnings.warn(f"a line of the log is damaged, and measured again: {error}", stacklevel=2)
+            return None
+        return lambda: result
 
     def keep(self, kind: str, item: Mapping[str, Any], result: Any) -> None:
         """Write a result to the log, if there is one."""
@@ -218,12 +227,14 @@ def _to_row(result: Screened | dict[str, float]) -> dict[str, Any]:
     return {"measured": {name: value if math.isfinite(value) else None for name, value in result.items()}}
 
 
-def _from_row(kind: str, row: Mapping[str, Any]) -> Screened | dict[str, float]:
+def _from_row(kind: str, row: Mapping[str, Any], item: Mapping[str, Any]) -> Screened | dict[str, float]:
     if kind == "finalist":
         return {name: -math.inf if value is None else value for name, value in row["measured"].items()}
     genotype = Genotype.from_dict(row["genotype"]) if row["genotype"] else None
     score = -math.inf if row["score"] is None else row["score"]
-    return Screened(dict(row["screen"]), score, dict(row["components"]), genotype)
+    # Of very many results each name is kept once.
+    components = {sys.intern(name): value for name, value in row["components"].items()}
+    return Screened(dict(item), score, components, genotype)
 
 
 _worker: Screener | None = None
