@@ -20,6 +20,7 @@ from nni_cssnas.base.files import one_line, read_mapping
 from nni_cssnas.base.paths import importable
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, nearest
+from nni_cssnas.measures import COSTS
 
 __all__ = ["Checked", "check_experiment", "count_gpus"]
 
@@ -360,6 +361,7 @@ def _check_algorithm(section: str, given: Any, base: Path, trials: Path, proxy: 
         _check_arguments(algorithm)
     if proxy is not None:
         _check_mode(algorithm)
+        _check_objectives(algorithm.arguments.get("objectives"))
         if section == "assessor":
             _check_assessor(algorithm, proxy)
 
@@ -469,6 +471,21 @@ def _check_mode(algorithm: _Algorithm) -> None:
             f"optimize_mode of {algorithm.section} {algorithm.shown} is {value}, but the score of a trial is better when it "
             "is larger; write classArgs: {optimize_mode: maximize}"
         )
+
+
+def _check_objectives(objectives: Any) -> None:
+    """Refuse objectives of a tuner that the trials of this package do not report, or that want the worst network."""
+    if not isinstance(objectives, dict):
+        return
+    scores = ("score", "default")
+    known = (*scores, *COSTS)
+    for name, mode in objectives.items():
+        if name not in known:
+            raise ConfigError(f"objectives names {name!r}, which no trial reports{nearest(name, known)}")
+        if name in scores and mode != "maximize":
+            raise ConfigError(
+                f"objectives: {name} is {mode!r}, but the score of a trial is better when it is larger; write maximize"
+            )
 
 
 def _signature(algorithm: _Algorithm) -> inspect.Signature | None:
