@@ -18,7 +18,7 @@ import yaml
 
 from nni_cssnas.base.files import one_line, read_mapping
 from nni_cssnas.base.paths import importable
-from nni_cssnas.config import ProxyConfig
+from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import ConfigError, nearest
 from nni_cssnas.measures import COSTS
 
@@ -26,6 +26,9 @@ __all__ = ["Checked", "check_experiment", "count_gpus"]
 
 ADVISORS = {"Hyperband": "nni_cssnas.tuners.hyperband.Hyperband", "BOHB": "nni_cssnas.tuners.bohb.Bohb"}
 """NNI's own, which end at the first metric of a trial, and ours in their place."""
+
+OWN_NAMES = ("CssnasTPE", "CssnasHyperopt")
+"""Names that ``nni-cssnas register`` gives."""
 
 OWN_TUNER = "{className: nni_cssnas.tuners.tpe.Tpe, codeDirectory: .}"
 
@@ -47,12 +50,14 @@ Settings = Mapping[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Checked:
     """What :func:`check_experiment` read: the number of ``trials`` (None: no limit), the ``proxy.yml`` of the trials (None if
-    they are not this package's), their ``code_directory``, and whether they run on this machine (``local``)."""
+    they are not this package's), their ``code_directory``, whether they run on this machine (``local``), and the ``constraints``
+    of a tuner of this package."""
 
     trials: int | None
     proxy: ProxyConfig | None
     code_directory: Path
     local: bool
+    constraints: ConstraintsConfig | None = None
 
 
 def check_experiment(config: Path) -> Checked:
@@ -84,7 +89,7 @@ def check_experiment(config: Path) -> Checked:
     _check_by_nni(raw, config)
     number = settings.get("maxtrialnumber")
     local = _local_service(settings) is not None
-    return Checked(number if isinstance(number, int) else None, proxy, trials, local)
+    return Checked(number if isinstance(number, int) else None, proxy, trials, local, _constraints(settings))
 
 
 def count_gpus() -> int:
@@ -101,6 +106,14 @@ def count_gpus() -> int:
         return 0
     finally:
         pynvml.nvmlShutdown()
+
+
+def _constraints(settings: Settings) -> ConstraintsConfig | None:
+    """What the tuner refuses, if it is one of this package, whose arguments are checked."""
+    tuner = _plain(settings.get("tuner") or {})
+    given = (tuner.get("classargs") or {}).get("constraints")
+    own = str(tuner.get("classname") or "").startswith("nni_cssnas.") or tuner.get("name") in OWN_NAMES
+    return ConstraintsConfig(**given) if own and given else None
 
 
 # ---- the file ---------------------------------------------------------------------------------------

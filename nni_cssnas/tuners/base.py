@@ -46,8 +46,8 @@ Loss = Any
 Scores = tuple[float, ...]
 """A trial's objectives, as it reports them."""
 
-ATTEMPTS = 500
-"""Proposals in a row that may break the constraints."""
+ATTEMPTS, REJECTED = 500, 50
+"""Proposals in a row that may break the constraints, and after how many of them one is mended."""
 
 _logger = logging.getLogger("nni.tuner.cssnas")
 
@@ -348,7 +348,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         """One proposal that keeps the constraints. Raises NoMoreTrialError if none is found."""
         lie = self._as_loss(tuple(liar.lie() for liar in self._liars)) if self._liars else 0.0
         running = [(item, lie) for item in self._running_params.values()] if self._liars else []
-        for _ in range(ATTEMPTS):
+        for attempt in range(1, ATTEMPTS + 1):
             params = self._suggest(running)
             params = self.dedup(params) if self.unique else params
             parameters: dict[str, Any] = deformat_parameters(params, self.space)
@@ -358,8 +358,21 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
                 return parameters
             _logger.info("rejected %s: %s", parameters, problem)
             self._learn(params, self._loss(None))
+            if attempt % REJECTED == 0 and (mended := self._mended(parameters)) is not None:
+                self._params[parameter_id] = self._running_params[parameter_id] = mended
+                return deformat_parameters(mended, self.space)  # type: ignore[no-any-return]
         _logger.error("%d proposals in a row break the constraints, the last: %s; loosen them", ATTEMPTS, problem)
         raise NoMoreTrialError
+
+    def _mended(self, parameters: Mapping[str, Any]) -> Params | None:
+        """A new architecture near one that breaks the constraints, which keeps them; None if none is found."""
+        try:
+            near = self._feasibility.mended(parameters, self.rng)
+        except Exception:
+            _logger.exception("nothing near %s could be looked for", parameters)
+            return None
+        params = None if near is None else self._format(near)
+        return params if params is not None and self.dedup.add(params) else None
 
     def _suggest(self, running: list[tuple[Params, float]]) -> Params:
         try:
