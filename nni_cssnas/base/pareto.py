@@ -1,13 +1,15 @@
 """Trade-offs: what no other dominates, in which order the rest follows, and how much a front covers.
 
-Everywhere ``values`` is ``(N, K)``: a row for each architecture, a column for each objective, larger is better; negate
-what shall be small. A row dominates another if it is as good in every column and better in one (Pareto optimality).
+``values``, and what it means that a row dominates another, are as in :mod:`nni_cssnas.base.selection`; here a row may hold
+a NaN, which is on no front.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from nni_cssnas.base.selection import marginal_volumes, non_dominated
 
 __all__ = [
     "crowding",
@@ -29,14 +31,8 @@ def pareto_front(values: ArrayLike) -> NDArray[np.intp]:
     table = np.asarray(values, dtype=float)
     if table.size == 0:
         return np.zeros(0, dtype=np.intp)
-    order = np.lexsort(tuple(-table[:, column] for column in reversed(range(table.shape[1]))))
-    front: list[int] = []
-    for index in order:
-        row = table[index]
-        # Those before it are at least as good in the first column, so only they can dominate it.
-        if not np.isnan(row).any() and not any((table[other] >= row).all() for other in front):
-            front.append(int(index))
-    return np.array(front, dtype=np.intp)
+    known = np.flatnonzero(~np.isnan(table).any(axis=1))
+    return known[non_dominated(table[known])]
 
 
 def non_dominated_ranks(values: ArrayLike) -> NDArray[np.intp]:
@@ -87,15 +83,9 @@ def reference_point(values: ArrayLike) -> Numbers:
 
 
 def hypervolume(values: ArrayLike, reference: ArrayLike) -> float:
-    """The volume that the rows dominate, above ``reference`` ``(K,)``; what is not above it in every column adds nothing.
-
-    Exact, by slicing along the last objective (While et al., IEEE Transactions on Evolutionary Computation 10, 2006).
-    """
-    table, origin = np.asarray(values, dtype=float), np.asarray(reference, dtype=float)
-    if table.size == 0:
-        return 0.0
-    table = table[(table > origin).all(axis=1)]
-    return _volume(table[pareto_front(table)] - origin)
+    """The volume that the rows dominate, above ``reference`` ``(K,)``; what is not above it in every column adds nothing."""
+    front = np.asarray(values, dtype=float)[pareto_front(values)]
+    return float(marginal_volumes(front, reference).sum()) if len(front) else 0.0
 
 
 def hypervolume_history(values: ArrayLike, reference: ArrayLike) -> list[float]:
@@ -110,19 +100,3 @@ def hypervolume_history(values: ArrayLike, reference: ArrayLike) -> list[float]:
         front = np.vstack([front[~(row >= front).all(axis=1)], row])
         found.append(hypervolume(front, reference))
     return found
-
-
-def _volume(table: Numbers) -> float:
-    """Of a front above 0."""
-    if not len(table):
-        return 0.0
-    if table.shape[1] == 1:
-        return float(table.max())
-    table = table[np.argsort(-table[:, -1], kind="stable")]
-    depths = table[:, -1] - np.append(table[1:, -1], 0.0)
-    volume = 0.0
-    for number, depth in enumerate(depths, start=1):
-        if depth > 0:
-            slice_ = table[:number, :-1]
-            volume += depth * _volume(slice_[pareto_front(slice_)])
-    return float(volume)

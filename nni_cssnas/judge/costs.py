@@ -17,9 +17,9 @@ from nni_cssnas.spaces.cell import CellSpace
 from nni_cssnas.spaces.encoding import decode
 from nni_cssnas.spaces.network import CellNetwork
 
-__all__ = ["COSTS", "Costs", "record_costs"]
+__all__ = ["TARGET_COSTS", "Costs", "record_costs"]
 
-COSTS = ("params", "macs", "latency_ms")
+TARGET_COSTS = ("params", "macs", "latency_ms")
 """Parameters and multiply-adds without classifier and auxiliary head, and the median time of one image's forward pass."""
 
 REPEATS = 10
@@ -52,10 +52,10 @@ class Costs:
         self.target = config.target or TargetConfig()
         self.has_cells = isinstance(space, CellSpace)
         self.on_measured: Callable[[Choices, float], None] | None = None
-        self._measured: dict[str, float] = {}
+        self._measured: dict[str, tuple[Choices, float]] = {}
 
-    def of(self, choices: Choices, names: Iterable[str] = COSTS[:2]) -> dict[str, float]:
-        """Some of :data:`COSTS` of an architecture, by name; a latency is measured once.
+    def of(self, choices: Choices, names: Iterable[str] = TARGET_COSTS[:2]) -> dict[str, float]:
+        """Some of :data:`TARGET_COSTS` of an architecture, by name; a latency is measured once.
 
         Raises
         ------
@@ -83,15 +83,20 @@ class Costs:
             if key not in self._measured:
                 if self.has_cells:
                     model = _network(genotype, self.target)
-                self._measured[key] = self._latency(model, size)
+                self.remember(choices, self._latency(model, size))
                 if self.on_measured is not None:
-                    self.on_measured(choices, self._measured[key])
-            found["latency_ms"] = self._measured[key]
-        return {name: found[name] for name in COSTS if name in wanted}
+                    self.on_measured(*self._measured[key])
+            found["latency_ms"] = self._measured[key][1]
+        return {name: found[name] for name in TARGET_COSTS if name in wanted}
 
     def remember(self, choices: Choices, latency_ms: float) -> None:
         """A latency that an earlier run has measured."""
-        self._measured[repr(sorted(choices.items()))] = latency_ms
+        self._measured[repr(sorted(choices.items()))] = (dict(choices), latency_ms)
+
+    @property
+    def measured(self) -> list[tuple[Choices, float]]:
+        """Every latency that was measured or is remembered, with its architecture."""
+        return list(self._measured.values())
 
     @property
     def words(self) -> str:
@@ -115,7 +120,7 @@ def record_costs(
     """
     if genotype is not None:
         return cells_cost(genotype, target or TargetConfig())
-    return {name: measured[name] for name in COSTS[:2] if name in measured}
+    return {name: measured[name] for name in TARGET_COSTS[:2] if name in measured}
 
 
 def _size(target: TargetConfig) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import ConfigError, SpaceError
 from nni_cssnas.genotype import Choices
-from nni_cssnas.judge.costs import COSTS, Costs
+from nni_cssnas.judge.costs import TARGET_COSTS, Costs
 from nni_cssnas.spaces.encoding import changed_choices, random_choices
 from nni_cssnas.spaces.factory import make_space
 
@@ -43,7 +43,7 @@ class Feasibility:
         self.config = config
         self.space = make_space(config.scored_space)
         self.costs = Costs(config, self.space)
-        given = {name: getattr(limits, f"max_{name}") for name in COSTS}
+        given = {name: getattr(limits, f"max_{name}") for name in TARGET_COSTS}
         self.limits: dict[str, float] = {name: limit for name, limit in given.items() if limit is not None}
 
     def problem(self, choices: Choices) -> str | None:

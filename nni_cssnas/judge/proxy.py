@@ -29,6 +29,7 @@ from nni_cssnas.genotype import Choices
 from nni_cssnas.images.pool import Images, Pool, SomeImages, fingerprint
 from nni_cssnas.images.sources import load_images
 from nni_cssnas.images.views import make_views
+from nni_cssnas.measures import COSTS
 from nni_cssnas.scores.combine import DEAD, combine
 from nni_cssnas.scores.contrastive import check_images, train_contrastive
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
@@ -39,9 +40,6 @@ from nni_cssnas.spaces.factory import Space
 from nni_cssnas.spaces.network import CellNetwork
 
 __all__ = ["Candidate", "Proxy", "ProxyResult", "candidate_seed", "random_candidates"]
-
-COSTS = ("params", "macs", "channels")
-"""Which components are what a network costs."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, SpaceError, nearest
-from nni_cssnas.judge.costs import COSTS, Costs, record_costs
+from nni_cssnas.judge.costs import TARGET_COSTS, Costs, record_costs
 from nni_cssnas.judge.screening import Screened
 from nni_cssnas.scores.combine import DEAD
 
@@ -26,8 +26,8 @@ def check_objectives(names: Sequence[str], config: ProxyConfig) -> tuple[str, ..
     for name in names:
         if name == "score":
             raise ConfigError("--objective is 'score', which is maximised anyway; name what shall be small, as macs")
-        if name not in (*COSTS, *measures):
-            raise ConfigError(f"--objective is {name!r}{nearest(name, (*COSTS, *measures))}")
+        if name not in (*TARGET_COSTS, *measures):
+            raise ConfigError(f"--objective is {name!r}{nearest(name, (*TARGET_COSTS, *measures))}")
     if len(set(names)) < len(names):
         raise ConfigError(f"--objective names one thing twice: {', '.join(names)}")
     return tuple(names)
@@ -41,7 +41,7 @@ class Objectives:
     names
         See :func:`check_objectives`.
     costs
-        Counts those of :data:`~nni_cssnas.judge.costs.COSTS`.
+        Counts those of :data:`~nni_cssnas.judge.costs.TARGET_COSTS`.
     """
 
     def __init__(self, names: tuple[str, ...], costs: Costs) -> None:

@@ -149,10 +149,18 @@ def screen(
 def _keep_latencies(costs: Costs, log: ScreeningLog) -> None:
     """Measure each latency once, also where the search goes on after an interruption."""
     device = resolve_device(costs.config.device).type
+
+    def keep(choices: Choices, value: float) -> None:
+        log.keep("cost", choices, measured={"latency_ms": value}, device=device)
+
+    before = costs.measured
     for row in log.rows("cost"):
         if row.get("device") == device and row["measured"].get("latency_ms") is not None:
             costs.remember(row["cost"], row["measured"]["latency_ms"])
-    costs.on_measured = lambda choices, value: log.keep("cost", choices, measured={"latency_ms": value}, device=device)
+    for choices, value in before:
+        if log.recall("cost", choices) is None:
+            keep(choices, value)
+    costs.on_measured = keep
 
 
 def _not_worse(

@@ -199,6 +199,16 @@ def test_a_problem_names_constraint_and_value(name: str) -> None:
     assert Feasibility(ConstraintsConfig(**{name: 10**12}), config).problem(parameters) is None
 
 
+def test_a_tuner_finds_what_no_random_draw_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ProxyConfig(**SETTINGS)
+    costs = Costs(config, Screener(config).space)
+    limit = int(1.02 * min(costs.of(item)["params"] for item in Screener(config).random(300, seed=1)))
+    tuner = Tpe(seed=0, constraints={"max_params": limit})
+    kept = proposals(tuner, 5)
+    assert all(costs.of(item)["params"] <= limit for item in kept)
+    assert len({json.dumps(item, sort_keys=True) for item in kept}) == 5
+
+
 def test_constraints_that_cannot_be_kept_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nni_cssnas.tuners.base.ATTEMPTS", 5)
     with pytest.raises(NoMoreTrialError):

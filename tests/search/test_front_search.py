@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ class Judge:
     @staticmethod
     def values(choices: Any) -> tuple[float, float]:
         digits = [int(choices[f"d{index}"]) for index in range(8)]
-        disorder = sum(abs(one - other) for one, other in zip(digits, digits[1:], strict=False))
+        disorder = sum(abs(one - other) for one, other in itertools.pairwise(digits))
         return sum(digits) - 0.3 * disorder, -float(sum(digit**2 for digit in digits))
 
 
@@ -103,8 +104,9 @@ def test_evolution_covers_more_than_random_draws() -> None:
         searched = [two(item) for item in explore(judge, judge.spread, 50, 150, seed=seed, values=two)]  # type: ignore[arg-type]
         drawn = [two(item) for item in explore(judge, judge.spread, 200, seed=seed, values=two)]  # type: ignore[arg-type]
         assert len(searched) == len(drawn) == 200
-        gains.append(hypervolume(searched, (-20.0, -201.0)) / hypervolume(drawn, (-20.0, -201.0)))
-    assert min(gains) > 1.02
+        gains.append(hypervolume(searched, (0.0, -201.0)) / hypervolume(drawn, (0.0, -201.0)))
+    assert min(gains) > 1
+    assert np.mean(gains) > 1.03
 
 
 def test_its_proposals_are_new_and_the_same_again() -> None:
@@ -267,7 +269,7 @@ def test_limits_are_kept_on_the_target() -> None:
     ("options", "said"),
     [
         (["--max-params", "10"], "max_params is 10, but the smallest network of nni_cssnas.spaces:CellSpace"),
-        (["--objective", "flops"], "--objective is 'flops'; did you mean"),
+        (["--objective", "mac"], "--objective is 'mac'; did you mean 'macs'?"),
         (["--objective", "score"], "--objective is 'score', which is maximised anyway"),
         (["--objective", "macs", "--objective", "macs"], "--objective names one thing twice: macs, macs"),
         (["--max-latency-ms", "0"], "max_latency_ms is 0.0: input should be greater than 0"),
@@ -276,7 +278,7 @@ def test_limits_are_kept_on_the_target() -> None:
 def test_what_cannot_be_is_one_line_before_images_are_read(options: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         run(*COMMAND, "--images", "nowhere", *options)
-    assert str(caught.value).startswith(said) or said in str(caught.value)
+    assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not Path("found").exists()
 
@@ -326,4 +328,5 @@ def test_what_is_not_in_the_space_cannot_be_begun_with() -> None:
     with pytest.raises(SpaceError, match=r"the normal cell has 4 nodes .* this space has 5"):
         nni_cssnas.screen(config=SETTINGS | {"space": {"arguments": {"num_nodes": 5}}}, num=2, start="DARTS_V2")
     found = nni_cssnas.screen(config=SETTINGS, num=1, workers=1, start="DARTS_V2")
-    assert [item.genotype for item in found.found] == [Genotype.parse("DARTS_V2")]
+    space = Screener(ProxyConfig(**SETTINGS)).space
+    assert [item.choices for item in found.found] == [space.sample_of(Genotype.parse("DARTS_V2"))]
