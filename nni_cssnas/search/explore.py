@@ -169,7 +169,7 @@ def _drawn(
     rejected = 0
     mended: set[str] = set()
     for choices in screener.random(10**9, seed):
-        if choices_key(choices) in mended:
+        if mended and choices_key(choices) in mended:
             continue
         if allowed(choices):
             rejected = 0
@@ -208,11 +208,12 @@ class _Tpe:
         self.start = None
 
     def learn(self, item: Screened) -> None:
-        number = self.numbers.pop(choices_key(item.choices), None)
         known = {"parameter": item.choices, "value": item.score}
         if self.start is not None:
             self.start.append(known)
-        elif number is None:  # it was mended
+            return
+        number = self.numbers.pop(choices_key(item.choices), None)
+        if number is None:  # it was mended
             self.tuner.import_data([known])
         else:
             self.tuner.receive_trial_result(number, item.choices, item.score)

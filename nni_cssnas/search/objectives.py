@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, SpaceError, nearest
@@ -11,7 +12,7 @@ from nni_cssnas.judge.costs import TARGET_COSTS, Costs, record_costs
 from nni_cssnas.judge.screening import Screened
 from nni_cssnas.scores.combine import DEAD
 
-__all__ = ["Objectives", "check_objectives"]
+__all__ = ["Deferred", "Objectives", "check_objectives"]
 
 
 def check_objectives(names: Sequence[str], config: ProxyConfig) -> tuple[str, ...]:
@@ -31,6 +32,32 @@ def check_objectives(names: Sequence[str], config: ProxyConfig) -> tuple[str, ..
     if len(set(names)) < len(names):
         raise ConfigError(f"--objective names one thing twice: {', '.join(names)}")
     return tuple(names)
+
+
+class Deferred(Mapping[str, float]):
+    """Costs that are counted when they are first asked for: of 100,000 architectures that takes minutes."""
+
+    def __init__(self, count: Callable[[], Mapping[str, float]]) -> None:
+        self._count = count
+
+    @cached_property
+    def _found(self) -> Mapping[str, float]:
+        return self._count()
+
+    def __getitem__(self, name: str) -> float:
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, float]]]:
+        return dict, (dict(self),)
 
 
 class Objectives:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +21,7 @@ from nni_cssnas.results.screened import refuse_to_overwrite, write_screened
 from nni_cssnas.results.screening_log import LOG_NAME, ScreeningLog
 from nni_cssnas.search.evolve import choices_key
 from nni_cssnas.search.explore import by_score, choose, explore, open_log
-from nni_cssnas.search.objectives import Objectives, check_objectives
+from nni_cssnas.search.objectives import Deferred, Objectives, check_objectives
 from nni_cssnas.search.result import SearchResult
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def screen(
     result = SearchResult.of_screening(
         ranked,
         config,
-        [judged.costs(item) for item in ranked],
+        [Deferred(partial(judged.costs, item)) for item in ranked],
         folder=output,
         interrupted=interrupted,
         objectives=names or ("params",),
@@ -188,9 +189,8 @@ def _not_worse(
 
 def _order(found: Sequence[Screened], ranked: Sequence[Screened]) -> tuple[int, ...]:
     """The ranks in the order in which the architectures were screened."""
-    ranks = {choices_key(item.choices): rank for rank, item in enumerate(ranked, start=1)}
-    order = dict.fromkeys(ranks[key] for item in found if (key := choices_key(item.choices)) in ranks)
-    return tuple(order)
+    ranks = {id(item.choices): rank for rank, item in enumerate(ranked, start=1)}
+    return tuple(ranks[id(item.choices)] for item in found if id(item.choices) in ranks)
 
 
 def _stated(config: ProxyConfig) -> dict[str, Any] | None:
