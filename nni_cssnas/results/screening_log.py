@@ -26,6 +26,8 @@ __all__ = ["LOG_NAME", "ScreeningLog"]
 LOG_NAME = "screening.jsonl"
 KINDS = ("screen", "finalist", "cost")
 HEAD = b'{"screening": {'
+PLAIN = frozenset((str, int, float, bool, type(None)))
+"""Values that are the same after JSON."""
 
 
 class ScreeningLog:
@@ -218,6 +220,7 @@ def _difference(name: str, there: Mapping[str, Any], here: Mapping[str, Any]) ->
 
 def _key(choices: Choices) -> bytes:
     """Names an architecture; the same for choices that were read from a file."""
-    plain = (str, int, float, bool, type(None))
-    items = [(name, value if isinstance(value, plain) else json.dumps(value)) for name, value in choices.items()]
-    return hashlib.blake2b(repr(sorted(items)).encode(), digest_size=16).digest()
+    items = sorted(choices.items())
+    if not PLAIN.issuperset(map(type, choices.values())):
+        items = [(name, value if type(value) in PLAIN else json.dumps(value)) for name, value in items]
+    return hashlib.blake2b(repr(items).encode(), digest_size=16).digest()
