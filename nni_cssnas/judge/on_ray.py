@@ -16,13 +16,12 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import socket
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -32,7 +31,7 @@ import torch
 
 from nni_cssnas.base.files import one_line
 from nni_cssnas.base.workers import DEATHS, lagged
-from nni_cssnas.config import ProxyConfig
+from nni_cssnas.config import RAY_ADDRESS, ProxyConfig
 from nni_cssnas.errors import ConfigError, DeviceError, ExperimentError, ImagesError
 from nni_cssnas.images.pool import Images, SomeImages, StreamedImages, fingerprint
 from nni_cssnas.judge.screening import LAG, Memory, Proposals, Screened, Screener, Spread
@@ -40,7 +39,7 @@ from nni_cssnas.measures import find_measure
 from nni_cssnas.results.screening_log import ScreeningLog
 from nni_cssnas.spaces.identity import space_key, users_files
 
-__all__ = ["Cluster", "Workers", "connected", "spread_over"]
+__all__ = ["Cluster", "Standing", "Workers", "connected", "spread_over"]
 
 ANSWER_SECONDS = 5.0
 """An address that does not answer for so long is taken for a wrong one."""
@@ -59,8 +58,6 @@ LOOK_SECONDS = 5.0
 
 PATIENCE = 60.0
 """Seconds without any worker after which it is said what is waited for."""
-
-ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})")
 
 
 # ---- the cluster ----------------------------------------------------------------------------------
@@ -89,7 +86,7 @@ def connected(address: str, gpus_per_worker: float | None = None) -> Iterator[Cl
         raise ConfigError(
             f"--gpus-per-worker is {gpus_per_worker:g}; it must be above 0 and at most 1, as a worker uses one GPU or a part of it"
         )
-    found = ADDRESS.fullmatch(address)
+    found = RAY_ADDRESS.fullmatch(address)
     if address != "auto" and found is None:
         raise ConfigError(
             f"--ray is {address!r}; give auto, host:port of the head node (`ray start --head` prints it), "
@@ -115,7 +112,7 @@ def connected(address: str, gpus_per_worker: float | None = None) -> Iterator[Cl
 def _connect(ray: Any, address: str) -> None:
     """Connect within seconds, or say that nothing answers."""
     target = _resolved(address)
-    if parts := ADDRESS.fullmatch(target):
+    if parts := RAY_ADDRESS.fullmatch(target):
         problem = _problem_of(parts["host"].strip("[]"), int(parts["port"]))
         if problem:
             raise ExperimentError(
@@ -243,6 +240,36 @@ class Cluster:
             yield spread_over(pool, log)
         finally:
             pool.end()
+
+
+class Standing:
+    """Screening on Ray for a program that asks now and then, as a tuner does, as long as it runs.
+
+    Parameters
+    ----------
+    config
+        All of ``proxy.yml``.
+    address, workers, gpus_per_worker
+        See :func:`connected` and :meth:`Cluster.spread`.
+    """
+
+    def __init__(
+        self, config: ProxyConfig, address: str, workers: int | None = None, gpus_per_worker: float | None = None
+    ) -> None:
+        self._stack = ExitStack()
+        with ExitStack() as stack:
+            cluster = stack.enter_context(connected(address, gpus_per_worker))
+            screener = Screener(cluster.for_driver(config))
+            self._spread = stack.enter_context(cluster.spread(screener, config, workers))
+            self._stack = stack.pop_all()
+
+    def screen(self, architectures: Iterable[Mapping[str, Any]]) -> list[Screened]:
+        """Score them all."""
+        return list(self._spread(Screener.screen, architectures))
+
+    def end(self) -> None:
+        """Give the workers' places back."""
+        self._stack.close()
 
 
 def spread_over(pool: Workers, log: ScreeningLog | None = None) -> Spread:

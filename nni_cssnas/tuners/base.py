@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
     seed
         Of all random draws; the same seed and scores give the same proposals.
     screen
-        ``{candidates: k, proxy: proxy.yml}`` (:class:`nni_cssnas.config.ScreenConfig`).
+        ``{candidates: k, proxy: proxy.yml, ray: auto}`` (:class:`nni_cssnas.config.ScreenConfig`).
     constraints
         ``{max_params: ..., max_macs: ..., max_latency_ms: ..., proxy: proxy.yml}``
         (:class:`nni_cssnas.config.ConstraintsConfig`); ``{}`` checks only what the space itself declares.
@@ -135,9 +136,14 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         self._known: dict[str, Scores | None] = {}  # architectures of earlier sessions, and NNI's, with their scores
         self._screen = ScreenConfig(**screen) if screen else None
         self._constraints = None if constraints is None else ConstraintsConfig(**constraints)
+        if self._screen is not None and self._screen.ray is not None and find_spec("ray") is None:
+            raise ConfigError(
+                f"screen: ray is {self._screen.ray!r}, but Ray is not installed; on every node: pip install 'nni-cssnas[ray]'"
+            )
         self._screen_proxy = _load_proxy(self._screen, "screen") if self._screens else None
         self._constraints_proxy = _load_proxy(self._constraints, "constraints")
         self._screener: Any = None
+        self._standing: Any = None  # the same on a cluster of Ray
         self._feasibility: Any = None
 
     # ---- what a subclass gives --------------------------------------------------------------------
@@ -413,17 +419,21 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         """The best of several proposals; the others are forgotten and may be proposed again."""
         assert self._screen is not None
         candidates = self._screen.candidates
-        proposals: list[tuple[Scores, int, dict[str, Any], Params]] = []
-        while self._screens and len(proposals) < candidates:
+        proposed: list[tuple[dict[str, Any], Params]] = []
+        while len(proposed) < candidates:
             try:
                 parameters = self._propose(parameter_id)
             except NoMoreTrialError:
-                if not proposals:
+                if not proposed:
                     raise
                 break
-            params = self._params[parameter_id]
             self._running_params.pop(parameter_id, None)
-            proposals.append((self._untrained_scores(parameters), -len(proposals), parameters, params))
+            proposed.append((parameters, self._params[parameter_id]))
+        screened = self._screened_on_ray([parameters for parameters, _ in proposed])
+        proposals = [
+            (self._untrained_scores(parameters, screened.get(index)), -index, parameters, params)
+            for index, (parameters, params) in enumerate(proposed)
+        ]
         best = self._best_screened(proposals)
         for proposal in proposals:
             if proposal is not best:
@@ -440,18 +450,40 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         front = non_dominated([scores for scores, *_ in proposals])
         return proposals[int(self.rng.choice(front))]
 
-    def _untrained_scores(self, parameters: Mapping[str, Any]) -> Scores:
+    def _screened_on_ray(self, proposals: list[dict[str, Any]]) -> dict[int, Any]:
+        """What the cluster says of each, by its place; nothing where no cluster is asked for, or it fails."""
+        if self._screen is None or self._screen.ray is None:
+            return {}
+        try:
+            if self._standing is None:
+                from nni_cssnas.judge.on_ray import Standing  # torch: only for who screens
+
+                assert self._screen_proxy is not None
+                config = self._screen_proxy.model_copy(update={"score": "untrained"})
+                address, workers, gpus = self._screen.ray, self._screen.workers, self._screen.gpus_per_worker
+                self._standing = Standing(config, address, workers, gpus)
+            return dict(enumerate(self._standing.screen(proposals)))
+        except Exception as error:
+            _logger.exception("nothing can be screened on Ray, so this process screens from now on: %s", error)
+            self._screen = self._screen.model_copy(update={"ray": None})
+            if self._standing is not None:
+                self._standing.end()
+            return {}
+
+    def _untrained_scores(self, parameters: Mapping[str, Any], screened: Any = None) -> Scores:
         """What screening compares, larger is better: the untrained score, and other objectives that it measures.
 
         It is the worst if it fails, so that the search goes on.
         """
+        if not self._screens:
+            return (-math.inf,) * len(self.objectives.names)
         try:
-            if self._screener is None:
+            if screened is None and self._screener is None:
                 from nni_cssnas.judge.screening import Screener  # torch: only for who screens
 
                 assert self._screen_proxy is not None
                 self._screener = Screener(self._screen_proxy.model_copy(update={"score": "untrained"}))
-            screened = self._screener.screen(parameters)
+            screened = screened or self._screener.screen(parameters)
             if not self._searches_trade_offs:
                 return (float(screened.score),)
             known = {**screened.components, SCORE: screened.score}
