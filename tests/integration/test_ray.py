@@ -193,8 +193,12 @@ def fails(sent: Any) -> Any:
 
 def test_what_kills_its_workers_and_what_fails_is_named(nodes: Nodes) -> None:
     with on_ray.connected(nodes.address) as cluster:
-        with pytest.raises(ExperimentError, match=r"node .* of Ray's cluster cannot be used: no such folder"):
-            on_ray.Workers(cluster, fails, number=1).start("work", 1)()
+        pool = on_ray.Workers(cluster, fails, number=1)
+        try:
+            with pytest.raises(ExperimentError, match=r"node .* of Ray's cluster cannot be used: no such folder"):
+                pool.start("work", 1)()
+        finally:
+            pool.end()
         pool = on_ray.Workers(cluster, Stub, "sent", number=1)
         try:
             arrived: list[Any] = []
