@@ -7,6 +7,7 @@ before any image is loaded or network built. ``preset`` fills in what the file l
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from nni_cssnas.measures import DEFAULT_WEIGHTS, check_name
 
 __all__ = [
     "PRESETS",
+    "RAY_ADDRESS",
     "CellSpaceConfig",
     "ConstraintsConfig",
     "ContrastiveConfig",
@@ -43,6 +45,18 @@ def _name_of_file(value: Any) -> Any:
         valid = False
     if not valid:
         raise ValueError("it holds characters that no name of a file has")
+    return value
+
+
+RAY_ADDRESS = re.compile(r"(?:ray://)?(?P<host>\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})")
+"""``host:port`` of a cluster of Ray, or ``ray://host:port``."""
+
+
+def _address_of_ray(value: str) -> str:
+    if value != "auto" and not RAY_ADDRESS.fullmatch(value):
+        raise ValueError(
+            f"it is {value!r}; give auto, host:port of the head node (`ray start --head` prints it), or ray://host:10001"
+        )
     return value
 
 
@@ -320,18 +334,32 @@ class UntrainedConfig(Section):
 class ScreenConfig(Section):
     """A tuner's ``screen``: of ``candidates`` proposals, the best by the untrained score becomes the trial.
 
-    ``proxy`` is the ``proxy.yml`` that names space and images. 1 candidate is no screening.
+    ``proxy`` is the ``proxy.yml`` that names space and images. 1 candidate is no screening. ``ray`` scores them on a cluster of
+    Ray, all at the same time: ``auto`` or its address, with so many ``workers`` as it has room for, or as are named, each of
+    which takes ``gpus_per_worker``.
     """
 
     candidates: int = Field(8, ge=1, le=10**4)
     proxy: FilePath = Path("proxy.yml")
+    ray: Annotated[str, AfterValidator(_address_of_ray)] | None = None
+    workers: int | None = Field(None, ge=1, le=10**5)
+    gpus_per_worker: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("workers", "gpus_per_worker"):
+            if self.ray is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} is {getattr(self, name)}, which only ray uses")
+        return self
 
 
 class ConstraintsConfig(Section):
     """A tuner's ``constraints``: what breaks one never becomes a trial.
 
-    ``max_params`` and ``max_macs`` (multiply-adds) are those of the network as it is scored, without classifier, as the
-    records show them; ``max_latency_ms`` is the median time of a forward pass of one image on the configured device.
+    ``max_params`` and ``max_macs`` (multiply-adds) are those of the network that will be trained, without classifier and
+    auxiliary head: cells in the depth and width of ``target`` (20 cells of 36 channels where ``proxy.yml`` names none), and
+    the networks of another space as they are. ``max_latency_ms`` is the median time of its forward pass of one image on the
+    configured device.
     Constraints that the space itself declares are checked too. ``proxy`` is the ``proxy.yml`` that names the space.
     """
 

@@ -14,11 +14,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from nni_cssnas.errors import GenotypeError, nearest
 
-__all__ = ["NAMED_GENOTYPES", "OPERATIONS", "TARGET", "Cell", "Choices", "Edge", "Genotype", "Sample"]
+__all__ = ["FIELDS", "NAMED_GENOTYPES", "OPERATIONS", "TARGET", "Cell", "Choices", "Edge", "Genotype", "Sample"]
 
 Choices = Mapping[str, Any]
 """What a tuner picks: a value for each label of ``search_space.json``. NNI calls them parameters."""
@@ -72,6 +73,19 @@ class Edge:
             raise GenotypeError("operation 'none' is the absence of an edge; leave the edge out")
         if not _is_state(self.source):
             raise GenotypeError(f"source of an edge is {_shown(self.source)}; it must be a state number from 0")
+
+
+@lru_cache(4096, typed=True)
+def _known_edge(operation: str, source: int) -> Edge:
+    return Edge(operation, source)
+
+
+def _edge(operation: Any, source: Any) -> Edge:
+    """One object for each different edge: of 100,000 architectures in memory there are millions of edges."""
+    try:
+        return _known_edge(operation, source)
+    except TypeError:  # a list, for example, which Edge refuses with a message
+        return Edge(operation, source)
 
 
 @dataclass(frozen=True)
@@ -198,7 +212,7 @@ class Genotype:
             if not isinstance(concat, (list, tuple)):
                 raise GenotypeError(f"{name} cell: concat is {_shown(concat)}; it must be a list of states, as [2, 3]")
             try:
-                return Cell(tuple(tuple(Edge(*pair) for pair in edges) for edges in nodes), tuple(concat))
+                return Cell(tuple([tuple([_edge(*pair) for pair in edges]) for edges in nodes]), tuple(concat))
             except GenotypeError as error:
                 raise GenotypeError(f"{name} cell: {error}") from None
 

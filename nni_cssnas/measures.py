@@ -30,7 +30,10 @@ from nni_cssnas.errors import ConfigError, CssnasError, MeasureError, nearest
 if TYPE_CHECKING:
     from nni_cssnas.scores.look import Look
 
-__all__ = ["DEFAULT_WEIGHTS", "MEASURES", "SCALES", "Measure", "check_name", "find_measure", "register"]
+__all__ = ["COSTS", "DEFAULT_WEIGHTS", "MEASURES", "SCALES", "Measure", "check_name", "find_measure", "register"]
+
+COSTS = ("params", "macs", "channels")
+"""Components of a score that are what a network costs; NNI's final metric has them beside the score."""
 
 NEEDS = ("codes", "macs", "pair", "stages")
 """What costs time, and is only there for measures that need it: which activations are on; the multiply-adds of each layer;

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from nni_cssnas.base.files import write_atomically
 from nni_cssnas.base.paths import make_importable
-from nni_cssnas.config import ProxyConfig, SpaceConfig, merge
+from nni_cssnas.config import CELL_SPACE, ConstraintsConfig, ProxyConfig, SpaceConfig, merge
 from nni_cssnas.errors import ConfigError, ExportError, nearest
 from nni_cssnas.genotype import Genotype
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from nni_cssnas.comparison.contestants import Contestant
     from nni_cssnas.comparison.summary import Comparison, Group, Run
     from nni_cssnas.images.labelled import LabelledImages
+    from nni_cssnas.judge.on_ray import Cluster
     from nni_cssnas.search.result import Found, SearchResult
     from nni_cssnas.search.screen import OnStep, Step
     from nni_cssnas.spaces.architecture import Architecture
@@ -70,12 +72,22 @@ def screen(
     minutes: float | None = None,
     seed: int | None = None,
     workers: int | None = None,
+    ray: str | None = None,
+    gpus_per_worker: float | None = None,
     output: str | Path | None = None,
     top: int = 1,
     force: bool = False,
+    objectives: Sequence[str] = (),
+    max_params: int | None = None,
+    max_macs: int | None = None,
+    max_latency_ms: float | None = None,
+    start: ArchitectureLike | None = None,
     on_step: OnStep | None = None,
 ) -> SearchResult:
-    """Search without an experiment: score random architectures, then so many that TPE learns from them.
+    """Search without an experiment: score random architectures, then so many that are proposed from what was learned.
+
+    Whatever an architecture costs (``objectives`` and limits) is counted on the network that will be trained (``target`` of
+    ``config`` or ``recipe``; 20 cells of 36 channels where neither says), without classifier and auxiliary head.
 
     Parameters
     ----------
@@ -93,7 +105,8 @@ def screen(
         By what the best cells will be trained (``cifar10``, ``imagenet``, ``isic``, ``folder``, a YAML file): networks of
         its depth are scored. By default as ``config`` says, else ``folder`` where ``images`` is a folder.
     num, guided
-        Random architectures, and those that TPE proposes after them.
+        Random architectures, and those that are proposed after them: by TPE, or for several ``objectives`` and around ``start``
+        by an evolution (:mod:`nni_cssnas.search.evolve`).
     minutes
         Stop after about that time.
     seed
@@ -101,11 +114,25 @@ def screen(
     workers
         Processes; by default one for each core if there is enough to do. Scripts need ``if __name__ == "__main__":``
         around the call, as always with processes.
+    ray
+        Score on a cluster of Ray, by default with as many workers as it has room for: ``auto`` for the one of which this
+        machine is a node, or ``host:port`` of its head node. The result is the same.
+    gpus_per_worker
+        With ``ray``: the part of a GPU that each worker takes; by default 1 where there are GPUs.
     output
         A folder for the table, the ``top`` architectures and their pictures, in which every score is kept as it comes:
         the same call goes on after an interruption. None writes nothing.
     force
         Replace what lies in ``output``.
+    objectives
+        What shall be small, beside a large score: ``params``, ``macs``, ``latency_ms`` (measured on the configured device), or
+        a measure of the score. The result's ``front`` holds the best trade-offs; in ``output`` they are ``front.csv`` and
+        ``front-1.json`` and so on.
+    max_params, max_macs, max_latency_ms
+        What costs more is not scored.
+    start
+        Search around this architecture: mutations of it take the place of random ones, and nothing that is worse than it in
+        every objective is among the results.
     on_step
         Told how far it is; see :class:`~nni_cssnas.search.screen.Step`.
 
@@ -117,13 +144,15 @@ def screen(
     Raises
     ------
     ConfigError
-        If an argument cannot be used, or nothing was scored in ``minutes``.
+        If an argument cannot be used, nothing was scored in ``minutes``, or no network of the space keeps a limit, as far as a
+        bounded search tells; the smallest that it found is named.
     ImagesError
         If the images cannot be read, or are too few.
     SpaceError
-        If the space cannot be made, or its networks do not fit the images.
+        If the space cannot be made, its networks do not fit the images, or ``start`` is not in it.
     ExperimentError
-        If ``output`` holds another search, or cannot be written.
+        If ``output`` holds another search, or cannot be written; with ``ray`` if nothing answers at the address, or a node
+        cannot be used.
     KeyboardInterrupt
         If it is interrupted before the first score.
     """
@@ -154,19 +183,27 @@ def screen(
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"--minutes is {minutes:g}; it must be more than 0 (leave it out for no limit)")
 
-    from nni_cssnas.search.screen import screen as work
+    limits = ConstraintsConfig(max_params=max_params, max_macs=max_macs, max_latency_ms=max_latency_ms)
+    origin = None if start is None else _choices_of(start, settings)
 
-    return work(
-        settings,
-        num=num,
-        guided=guided,
-        seconds=None if minutes is None else 60 * minutes,
-        workers=workers,
-        output=None if output is None else Path(output),
-        top=top,
-        force=force,
-        on_step=on_step or _nothing,
-    )
+    with _cluster(ray, gpus_per_worker) as cluster:
+        from nni_cssnas.search.screen import screen as work
+
+        return work(
+            settings,
+            num=num,
+            guided=guided,
+            seconds=None if minutes is None else 60 * minutes,
+            workers=workers,
+            output=None if output is None else Path(output),
+            top=top,
+            force=force,
+            objectives=objectives,
+            limits=limits,
+            origin=origin,
+            cluster=cluster,
+            on_step=on_step or _nothing,
+        )
 
 
 def run(
@@ -224,25 +261,39 @@ def run(
     return best(started.id)
 
 
-def best(experiment: str | Path) -> SearchResult:
+def best(experiment: str | Path, *, objectives: Sequence[str] = ()) -> SearchResult:
     """What an experiment of NNI has found so far, best first, read from its trials' own records.
 
     Parameters
     ----------
     experiment
         NNI's id of it, or a folder that holds its records. It may be running.
+    objectives
+        What is small on the ``front`` of the result, beside the score: ``params`` and ``macs`` of the network that will be
+        trained, or another number of the records. By default what the tuner's ``objectives`` say, else ``params``.
 
     Raises
     ------
     ExperimentError
         If there is no such experiment, or none of its trials has finished.
+    ConfigError
+        If no trial has reported an objective.
     """
+    from dataclasses import replace
+
     from nni_cssnas.results.experiments import find_experiment
+    from nni_cssnas.results.profile import objectives_of, read_profile
     from nni_cssnas.results.records import read_records
     from nni_cssnas.search.result import SearchResult
 
     folder = find_experiment(str(experiment))
-    return SearchResult.of_records(read_records(folder), folder=folder)
+    result = SearchResult.of_records(read_records(folder), folder=folder)
+    names = tuple(objectives) or objectives_of(read_profile(folder)) or result.objectives
+    known = {name for item in result.found for name in item.costs}
+    for name in names:
+        if known and name not in known:
+            raise ConfigError(f"no trial has reported the objective {name!r}{nearest(name, known)}")
+    return replace(result, objectives=names)
 
 
 def report(
@@ -251,6 +302,7 @@ def report(
     *,
     top: int = 20,
     pictures: str | Path | None = None,
+    objectives: Sequence[str] = (),
     force: bool = False,
 ) -> list[Path]:
     """Write what an experiment found as one HTML file; also while it runs.
@@ -265,6 +317,8 @@ def report(
         How many architectures are listed.
     pictures
         A folder for the pictures as SVG and PNG, too.
+    objectives
+        What is small on the front that it shows; see :func:`best`.
     force
         Replace whatever lies there.
 
@@ -277,13 +331,19 @@ def report(
     ------
     ExperimentError
         If there is no such experiment, no trial has finished, or a file is there already or cannot be written.
+    ConfigError
+        If no trial has reported an objective.
     """
     from nni_cssnas.results.experiments import find_experiment
+    from nni_cssnas.results.records import read_records
     from nni_cssnas.results.report import write_pictures, write_report
 
     folder = find_experiment(str(experiment))
-    write_report(folder, Path(output), top=top, force=force)
-    return [Path(output), *(write_pictures(folder, Path(pictures)) if pictures is not None else [])]
+    front = None
+    if any(record.finished for record in read_records(folder)):
+        front = best(experiment, objectives=objectives).front_view()
+    write_report(folder, Path(output), top=top, force=force, front=front)
+    return [Path(output), *(write_pictures(folder, Path(pictures), front) if pictures is not None else [])]
 
 
 # ---- with labels ----------------------------------------------------------------------------------
@@ -780,6 +840,17 @@ def _nothing(step: Step) -> None:
     pass
 
 
+def _cluster(ray: str | None, gpus_per_worker: float | None) -> AbstractContextManager[Cluster | None]:
+    """The connection to Ray, or what does nothing where none is asked for."""
+    if ray is None:
+        if gpus_per_worker is not None:
+            raise ConfigError(f"--gpus-per-worker is {gpus_per_worker:g}, which only --ray uses")
+        return nullcontext()
+    from nni_cssnas.judge.on_ray import connected
+
+    return connected(ray, gpus_per_worker)
+
+
 def _stage(on_step: OnStep, stage: str, done: int, total: int) -> None:
     from nni_cssnas.search.screen import Step
 
@@ -793,17 +864,20 @@ def _space(space: SpaceLike) -> SpaceConfig:
 
 
 def _named(item: object) -> str:
-    """What the user calls an architecture; the id of an experiment is its folder, with the cell that ``run`` left there."""
+    """What the user calls an architecture; the id of an experiment is its folder, with the cell that ``run`` left there, and
+    ``ID/front-2`` an entry of the front that ``best --front`` left there."""
     import re
 
     from nni_cssnas.genotype import NAMED_GENOTYPES
 
     text = str(item) if isinstance(item, (str, Path)) else "given"
-    if not re.fullmatch("[A-Za-z0-9]{8}", text) or text in NAMED_GENOTYPES or Path(text).exists():
+    found = re.fullmatch("([A-Za-z0-9]{8})(/front-[0-9]+)?", text)
+    if found is None or text in NAMED_GENOTYPES or Path(found[1]).exists():
         return text
     from nni_cssnas.results.experiments import find_experiment
 
-    return str(find_experiment(text))
+    folder = find_experiment(found[1])
+    return str(folder if found[2] is None else folder / "best" / found[2][1:])
 
 
 def _architecture(item: object, space: SpaceLike | None) -> Architecture:
@@ -826,6 +900,20 @@ def _architecture(item: object, space: SpaceLike | None) -> Architecture:
     if space is not None:
         return read_architecture(space=_space(space), sample=None if item is None else Path(item))
     return read_architecture(None if item is None else _named(item))
+
+
+def _choices_of(item: object, settings: ProxyConfig) -> dict[str, Any]:
+    """The choices with which the space of a search holds an architecture. Raises SpaceError if it does not."""
+    from nni_cssnas.spaces.encoding import encode
+    from nni_cssnas.spaces.factory import make_space
+
+    space = make_space(settings.scored_space)
+    if settings.space.name == CELL_SPACE:
+        genotype = _architecture(item, None).genotype
+        assert genotype is not None
+        return encode(space, space.sample_of(genotype))
+    choices = _architecture(item, settings.space).choices
+    return dict(choices or {})
 
 
 def recipe_of(recipe: str, settings: Mapping[str, Any], architecture: Architecture | None = None) -> RetrainConfig:

@@ -7,6 +7,11 @@ searches NAS-Bench-201 with every tuner and many seeds, looking a candidate's sc
 and prints the true accuracy of the best candidate found, with 95 % intervals over the seeds. ``--score FILE`` takes the score
 from a ``scores.csv`` of ``rank_correlation.py`` instead of the true accuracy: then what is chosen without labels is judged
 by its true accuracy. Candidates that the table (or the file) does not hold are refused to every tuner alike, and cost nothing.
+
+    python experiments/benchmarks/search.py --table nasbench201.csv.gz --front
+
+searches for the front between accuracy and number of parameters, and prints the hypervolume of what was found as a share of
+that of the whole table, measured from the table's worst accuracy and its largest number of parameters.
 """
 
 from __future__ import annotations
@@ -24,11 +29,13 @@ from typing import Any
 import numpy as np
 from nni.algorithms.hpo.tpe_tuner import TpeTuner
 from numpy.typing import NDArray
+from peers import OptunaTuner
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from tables import default_table, nasbench201, read_table
 
+from nni_cssnas.base.selection import marginal_volumes
 from nni_cssnas.errors import ConfigError, CssnasError
 from nni_cssnas.measures import DEFAULT_WEIGHTS
 from nni_cssnas.scores.combine import combine
@@ -38,8 +45,17 @@ EDGES = tuple((source, target) for target in (1, 2, 3) for source in range(targe
 OPERATIONS = tuple(nasbench201.OPERATIONS)
 SPACE = {f"{source}_{target}": {"_type": "choice", "_value": list(OPERATIONS)} for source, target in EDGES}
 
-Search = Callable[[Callable[[str], float | None], int, int], None]
-"""Asks for scores of architectures (None: refused) until it was given so many; the last argument is the seed."""
+OBJECTIVES = {"default": "maximize", "params": "minimize"}
+"""Of ``--front``."""
+
+Metric = float | dict[str, float]
+"""What a trial reports: its score, or with ``--front`` all of :data:`OBJECTIVES`."""
+
+Ask = Callable[[str], Metric | None]
+"""The metric of an architecture; None: refused."""
+
+Search = Callable[[Ask, int, int], None]
+"""Asks for architectures until it was given so many metrics; the last argument is the seed."""
 
 
 def arch_of(parameters: Mapping[str, str]) -> str:
@@ -57,7 +73,7 @@ def draw(rng: np.random.Generator) -> dict[str, str]:
 def with_tuner(make: Callable[[int], Any]) -> Search:
     """A search by an NNI tuner, one trial after the other."""
 
-    def search(ask: Callable[[str], float | None], evaluations: int, seed: int) -> None:
+    def search(ask: Ask, evaluations: int, seed: int) -> None:
         tuner = make(seed)
         tuner.update_search_space(SPACE)
         number = done = 0
@@ -73,7 +89,7 @@ def with_tuner(make: Callable[[int], Any]) -> Search:
     return search
 
 
-def random_search(ask: Callable[[str], float | None], evaluations: int, seed: int) -> None:
+def random_search(ask: Ask, evaluations: int, seed: int) -> None:
     """Uniform, without repetition."""
     rng = np.random.default_rng(seed)
     seen: set[str] = set()
@@ -85,10 +101,10 @@ def random_search(ask: Callable[[str], float | None], evaluations: int, seed: in
             done += ask(arch) is not None
 
 
-def evolution(ask: Callable[[str], float | None], evaluations: int, seed: int) -> None:
+def evolution(ask: Ask, evaluations: int, seed: int) -> None:
     """Regularised evolution (Real et al., arXiv:1802.01548) with the population and sample of NAS-Bench-201, 10 and 10/3."""
     rng = np.random.default_rng(seed)
-    population: deque[tuple[float, dict[str, str]]] = deque(maxlen=10)
+    population: deque[tuple[Any, dict[str, str]]] = deque(maxlen=10)
     done = 0
     while done < evaluations:
         if len(population) < 10:
@@ -105,7 +121,7 @@ def evolution(ask: Callable[[str], float | None], evaluations: int, seed: int) -
             done += 1
 
 
-def hyperopt_search(ask: Callable[[str], float | None], evaluations: int, seed: int) -> None:
+def hyperopt_search(ask: Ask, evaluations: int, seed: int) -> None:
     """hyperopt's TPE with the paper's defaults; a refused candidate is a failed one."""
     from hyperopt import STATUS_FAIL, STATUS_OK, Trials, fmin, hp, tpe
 
@@ -115,7 +131,7 @@ def hyperopt_search(ask: Callable[[str], float | None], evaluations: int, seed: 
         nonlocal done
         score = ask(arch_of(parameters))
         done += score is not None
-        return {"status": STATUS_FAIL} if score is None else {"status": STATUS_OK, "loss": -score}
+        return {"status": STATUS_OK, "loss": -score} if isinstance(score, float) else {"status": STATUS_FAIL}
 
     fmin(
         objective,
@@ -133,9 +149,19 @@ SEARCHES: dict[str, Search] = {
     "ours": with_tuner(lambda seed: Tpe(seed=seed)),
     "nni-tpe": with_tuner(lambda seed: TpeTuner("maximize", seed=seed)),
     "hyperopt": hyperopt_search,
+    "optuna": with_tuner(OptunaTuner),
     "random": random_search,
     "evolution": evolution,
 }
+
+
+FRONT_SEARCHES: dict[str, Search] = {
+    "ours": with_tuner(lambda seed: Tpe(seed=seed, objectives=OBJECTIVES)),
+    "optuna": with_tuner(lambda seed: OptunaTuner(seed, objectives=OBJECTIVES)),
+    "nsga2": with_tuner(lambda seed: OptunaTuner(seed, "NSGAIISampler", OBJECTIVES)),
+    "random": random_search,
+}
+"""Of ``--front``: ``optuna`` is Optuna's multi-objective TPE, ``nsga2`` its NSGA-II."""
 
 
 class Oracle:
@@ -155,6 +181,29 @@ class Oracle:
             self._chosen = self.truth[arch]
         self.curve.append(self._chosen)
         return self.scores[arch]
+
+
+class FrontOracle:
+    """Answers a search from the table, and remembers after each evaluation what share of the hypervolume was found."""
+
+    def __init__(self, truth: Mapping[str, float], params: Mapping[str, float]) -> None:
+        self.values = {arch: (truth[arch], -params[arch]) for arch in truth}
+        table = np.array(list(self.values.values()))
+        self._worst = table.min(axis=0)
+        self._whole = marginal_volumes(table[np.lexsort(table.T)[::-1]], self._worst).sum()
+        self._found: list[tuple[float, float]] = []
+
+    def ask(self, arch: str) -> dict[str, float] | None:
+        if arch not in self.values:
+            return None
+        self._found.append(self.values[arch])
+        accuracy, minus_params = self.values[arch]
+        return {"default": accuracy, "params": -minus_params}
+
+    @property
+    def curve(self) -> list[float]:
+        volumes = marginal_volumes(np.array(self._found), self._worst)
+        return list(100 * volumes.cumsum() / self._whole)
 
 
 def interval(values: NDArray[np.float64]) -> tuple[float, float]:
@@ -178,7 +227,7 @@ def label_free(path: Path) -> dict[str, float]:
     return {row["arch"]: combine(part, DEFAULT_WEIGHTS) for row, part in zip(rows, parts, strict=True)}
 
 
-def plot(curves: Mapping[str, NDArray[np.float64]], path: Path) -> None:
+def plot(curves: Mapping[str, NDArray[np.float64]], path: Path, label: str) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -191,7 +240,7 @@ def plot(curves: Mapping[str, NDArray[np.float64]], path: Path) -> None:
         axes.plot(x, mean, label=name)
         axes.fill_between(x, mean - error, mean + error, alpha=0.2, linewidth=0)
     axes.set_xlabel("evaluations")
-    axes.set_ylabel("true accuracy of the best found (%)")
+    axes.set_ylabel(label)
     axes.set_ylim(bottom=float(min(values.mean(0)[min(9, values.shape[1] - 1)] for values in curves.values())))
     axes.legend()
     figure.savefig(path, dpi=130)
@@ -201,34 +250,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, help="CSV with the columns arch and cifar10_test, plain or .gz")
     parser.add_argument("--score", type=Path, help="scores.csv of rank_correlation.py (default: the true accuracy)")
-    parser.add_argument("--tuners", nargs="+", choices=SEARCHES, default=list(SEARCHES))
+    parser.add_argument("--front", action="store_true", help="accuracy against params, by hypervolume")
+    parser.add_argument("--tuners", nargs="+", choices=[*SEARCHES, "nsga2"], help="default: all that can")
     parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--evaluations", type=int, default=150)
     parser.add_argument("--out", type=Path, default=Path("runs/search"))
     args = parser.parse_args(arguments)
     console = Console()
+    searches = FRONT_SEARCHES if args.front else SEARCHES
+    for name in args.tuners or ():
+        if name not in searches:
+            parser.error(f"--tuners {name} {'does not search' if args.front else 'searches only'} with --front")
+    if args.front and args.score:
+        parser.error("--front searches by the true accuracy; leave out --score")
     try:
-        table = read_table(args.table or default_table("nasbench201"), nasbench201.to_sample)
+        path = args.table or default_table("nasbench201")
+        table = read_table(path, nasbench201.to_sample)
         truth = {entry.arch: entry.accuracy for entry in table}
         scores = truth if args.score is None else label_free(args.score)
         scores = {arch: score for arch, score in scores.items() if arch in truth}
         if len(scores) < args.evaluations:
             raise ConfigError(f"evaluations is {args.evaluations}, but only {len(scores)} architectures have a score")
+        params = {}
+        if args.front:
+            params = {entry.arch: entry.accuracy for entry in read_table(path, nasbench201.to_sample, "params")}
+        curves: dict[str, NDArray[np.float64]] = {}
+        for name in args.tuners or searches:
+            found = []
+            seeds = range(args.first_seed, args.first_seed + args.seeds)
+            for seed in track(seeds, description=name, console=console, transient=True):
+                oracle = FrontOracle(truth, params) if args.front else Oracle(scores, truth)
+                searches[name](oracle.ask, args.evaluations, seed)
+                found.append(oracle.curve[: args.evaluations])
+            curves[name] = np.array(found)
     except CssnasError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    curves: dict[str, NDArray[np.float64]] = {}
-    for name in args.tuners:
-        found = []
-        for seed in track(range(args.seeds), description=name, console=console, transient=True):
-            oracle = Oracle(scores, truth)
-            SEARCHES[name](oracle.ask, args.evaluations, seed)
-            found.append(oracle.curve[: args.evaluations])
-        curves[name] = np.array(found)
     steps = [number for number in (25, 50, 100, args.evaluations) if number <= args.evaluations]
+    if args.front:
+        what, label = "share of the table's hypervolume, accuracy against params", "share of the hypervolume (%)"
+    else:
+        by = "accuracy" if args.score is None else "the label-free score"
+        what, label = f"true accuracy of the best by {by}", "true accuracy of the best found (%)"
+    best = "" if args.front else f", best {max(truth[arch] for arch in scores):.2f}"
     report = Table(
-        title=f"true accuracy of the best by {'accuracy' if args.score is None else 'the label-free score'}, "
-        f"{args.seeds} seeds, {len(scores)} architectures, best {max(truth[arch] for arch in scores):.2f}"
+        title=f"{what}, seeds {args.first_seed} to {args.first_seed + args.seeds - 1}, {len(scores)} architectures{best}"
     )
     report.add_column("tuner")
     for number in dict.fromkeys(steps):
@@ -245,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(report)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "search.json").write_text(json.dumps(lines, indent=1))
-    plot(curves, args.out / "search.png")
+    plot(curves, args.out / "search.png", label)
     console.print(f"search.json and search.png are in {args.out}")
     return 0
 

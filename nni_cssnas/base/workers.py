@@ -109,12 +109,14 @@ class Workers:
                         self._submit(waiting)
 
 
-def lagged(start: Callable[[Any], Callable[[], Any]], items: Iterable[Any], lag: int) -> Iterator[Any]:
-    """Start each item and, ``lag`` items later, give its result."""
+def lagged(
+    start: Callable[[Any], Callable[[], Any]], items: Iterable[Any], lag: int | Callable[[], int]
+) -> Iterator[Any]:
+    """Start each item and, ``lag`` items later, give its result; a ``lag`` that is called may change."""
     waiting: deque[Callable[[], Any]] = deque()
     for item in items:
         waiting.append(start(item))
-        if len(waiting) > lag:
+        while len(waiting) > (lag() if callable(lag) else lag):
             yield waiting.popleft()()
     while waiting:
         yield waiting.popleft()()

@@ -18,13 +18,17 @@ import yaml
 
 from nni_cssnas.base.files import one_line, read_mapping
 from nni_cssnas.base.paths import importable
-from nni_cssnas.config import ProxyConfig
+from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import ConfigError, nearest
+from nni_cssnas.measures import COSTS
 
 __all__ = ["Checked", "check_experiment", "count_gpus"]
 
 ADVISORS = {"Hyperband": "nni_cssnas.tuners.hyperband.Hyperband", "BOHB": "nni_cssnas.tuners.bohb.Bohb"}
 """NNI's own, which end at the first metric of a trial, and ours in their place."""
+
+OWN_NAMES = ("CssnasTPE", "CssnasHyperopt")
+"""Names that ``nni-cssnas register`` gives."""
 
 OWN_TUNER = "{className: nni_cssnas.tuners.tpe.Tpe, codeDirectory: .}"
 
@@ -46,12 +50,14 @@ Settings = Mapping[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Checked:
     """What :func:`check_experiment` read: the number of ``trials`` (None: no limit), the ``proxy.yml`` of the trials (None if
-    they are not this package's), their ``code_directory``, and whether they run on this machine (``local``)."""
+    they are not this package's), their ``code_directory``, whether they run on this machine (``local``), and the ``constraints``
+    of a tuner of this package."""
 
     trials: int | None
     proxy: ProxyConfig | None
     code_directory: Path
     local: bool
+    constraints: ConstraintsConfig | None = None
 
 
 def check_experiment(config: Path) -> Checked:
@@ -83,7 +89,7 @@ def check_experiment(config: Path) -> Checked:
     _check_by_nni(raw, config)
     number = settings.get("maxtrialnumber")
     local = _local_service(settings) is not None
-    return Checked(number if isinstance(number, int) else None, proxy, trials, local)
+    return Checked(number if isinstance(number, int) else None, proxy, trials, local, _constraints(settings))
 
 
 def count_gpus() -> int:
@@ -100,6 +106,14 @@ def count_gpus() -> int:
         return 0
     finally:
         pynvml.nvmlShutdown()
+
+
+def _constraints(settings: Settings) -> ConstraintsConfig | None:
+    """What the tuner refuses, if it is one of this package, whose arguments are checked."""
+    tuner = _plain(settings.get("tuner") or {})
+    given = (tuner.get("classargs") or {}).get("constraints")
+    own = str(tuner.get("classname") or "").startswith("nni_cssnas.") or tuner.get("name") in OWN_NAMES
+    return ConstraintsConfig(**given) if own and given else None
 
 
 # ---- the file ---------------------------------------------------------------------------------------
@@ -360,6 +374,7 @@ def _check_algorithm(section: str, given: Any, base: Path, trials: Path, proxy: 
         _check_arguments(algorithm)
     if proxy is not None:
         _check_mode(algorithm)
+        _check_objectives(algorithm.arguments.get("objectives"))
         if section == "assessor":
             _check_assessor(algorithm, proxy)
 
@@ -469,6 +484,21 @@ def _check_mode(algorithm: _Algorithm) -> None:
             f"optimize_mode of {algorithm.section} {algorithm.shown} is {value}, but the score of a trial is better when it "
             "is larger; write classArgs: {optimize_mode: maximize}"
         )
+
+
+def _check_objectives(objectives: Any) -> None:
+    """Refuse objectives of a tuner that the trials of this package do not report, or that want the worst network."""
+    if not isinstance(objectives, dict):
+        return
+    scores = ("score", "default")
+    known = (*scores, *COSTS)
+    for name, mode in objectives.items():
+        if name not in known:
+            raise ConfigError(f"objectives names {name!r}, which no trial reports{nearest(name, known)}")
+        if name in scores and mode != "maximize":
+            raise ConfigError(
+                f"objectives: {name} is {mode!r}, but the score of a trial is better when it is larger; write maximize"
+            )
 
 
 def _signature(algorithm: _Algorithm) -> inspect.Signature | None:

@@ -42,11 +42,14 @@ def rehearse(config: Path, *, on_stage: Callable[[str, int, int], None] | None =
         return Rehearsal(checked.trials)
     make_importable(checked.code_directory)  # a space of the user's own
 
+    from nni_cssnas.judge.feasibility import Feasibility
     from nni_cssnas.judge.proxy import Proxy, random_candidates
     from nni_cssnas.spaces import make_space
 
     proxy = Proxy(checked.proxy)
     space = make_space(checked.proxy.scored_space)
+    if checked.constraints is not None:
+        Feasibility(checked.constraints, checked.proxy).check_possible(checked.proxy.seed)
     proxy.rehearse(on_stage or _nothing, next(random_candidates(space, checked.proxy, checked.proxy.seed)))
     return Rehearsal(checked.trials, len(proxy.images), checked.proxy.space.name)
 

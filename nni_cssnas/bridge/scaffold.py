@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 
 from nni_cssnas.base.files import write_atomically
-from nni_cssnas.config import ProxyConfig
+from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import ConfigError
+from nni_cssnas.judge.feasibility import Feasibility
 from nni_cssnas.judge.proxy import Candidate, Proxy, ProxyResult, random_candidates
 from nni_cssnas.spaces import make_space, search_space
 from nni_cssnas.spaces.encoding import has_constraints
@@ -34,22 +35,37 @@ class Scaffold:
         The contents of ``proxy.yml``.
     trials, concurrency
         Architectures to try, and how many at a time.
+    limits
+        What a network that becomes a trial may cost: the tuner's ``constraints``.
 
     Raises
     ------
     CssnasError
-        If the settings are wrong, or the space, its module or the images cannot be used.
+        If the settings are wrong, the space, its module or the images cannot be used, or a bounded search finds no network that
+        keeps the limits.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, trials: int, concurrency: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        *,
+        trials: int,
+        concurrency: int,
+        limits: ConstraintsConfig | None = None,
+    ) -> None:
         self.folder = folder
         self.config = ProxyConfig(**settings)
         self.module = _own_module(self.config.space.name, Path.cwd())
         self.space = make_space(self.config.scored_space)
         self.choices = search_space(self.space)
         arguments: dict[str, Any] = {"seed": self.config.seed}
-        if has_constraints(self.space):
-            arguments["constraints"] = {}
+        limits = limits or ConstraintsConfig()
+        given = limits.model_dump(exclude_none=True, exclude={"proxy"})
+        if given:
+            Feasibility(limits, self.config).check_possible(self.config.seed)
+        if given or has_constraints(self.space):
+            arguments["constraints"] = given
         experiment = {
             "experimentName": f"nni_cssnas: {self.config.space.name.split(':')[1]}",
             "searchSpaceFile": "search_space.json",

@@ -105,7 +105,7 @@ class TunerStrategy(Strategy):  # type: ignore[misc]
     def state_dict(self) -> dict[str, Any]:
         """What was proposed and learned."""
         with self._lock:
-            return {"history": [(entry.parameters, entry.judged, entry.score) for entry in self.tuner.history()]}
+            return {"history": [tuple(vars(entry).values()) for entry in self.tuner.history()]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue; what was running when the experiment ended may be proposed again."""

@@ -20,9 +20,10 @@ from nni_cssnas.base.messages import warning_line
 from nni_cssnas.base.threads import wait_politely
 from nni_cssnas.errors import CssnasError
 
-__all__ = ["Steps", "answer", "app", "console", "main", "mapping", "short", "show_best"]
+__all__ = ["Steps", "answer", "app", "console", "main", "mapping", "short", "show_best", "show_front"]
 
 if TYPE_CHECKING:
+    from nni_cssnas.search.result import SearchResult
     from nni_cssnas.search.screen import Step
 
 LINE_SECONDS = 10.0
@@ -118,6 +119,38 @@ def show_best(folder: Path, *, top: int, output: Path | None, force: bool) -> No
     console.print(f"best architecture: trial {ranked[0].sequence}, score {ranked[0].score:.4f}")
     for path in (files.architecture, *files.pictures):
         console.print(f"  {path}", soft_wrap=True, highlight=False)
+
+
+def show_front(result: SearchResult) -> list[dict[str, Any]]:
+    """Print the front of a search as a table; gives its rows."""
+    front = result.front
+    table = Table(title=f"front of score against {', '.join(result.objectives)}", title_justify="left")
+    trials = any(item.trial is not None for item in front)
+    for name in ("name", *(["trial"] if trials else []), "score", *result.objectives):
+        table.add_column(name, justify="left" if name == "name" else "right")
+    for item in front:
+        trial = [str(item.trial)] if trials else []
+        table.add_row(item.name, *trial, f"{item.score:.4f}", *(short(item.costs[name]) for name in result.objectives))
+    console.print(table)
+    if front:
+        cells = front[0].genotype is not None
+        console.print(
+            "costs are those of the network that will be trained, without classifier"
+            if cells
+            else "costs are those of the networks without classifier",
+            soft_wrap=True,
+            highlight=False,
+        )
+    return [
+        {
+            "name": item.name,
+            **({} if item.trial is None else {"trial": item.trial}),
+            "score": item.score,
+            **{name: item.costs[name] for name in result.objectives},
+            **item.choices,
+        }
+        for item in front
+    ]
 
 
 class Steps:

@@ -11,7 +11,7 @@ import typer
 
 from nni_cssnas.base.paths import make_importable
 from nni_cssnas.cli.app import Steps, answer, app, console, mapping, short
-from nni_cssnas.cli.options import Json, Keep, Port, Public
+from nni_cssnas.cli.options import Json, Keep, MaxLatency, MaxMacs, MaxParams, Port, Public
 
 if TYPE_CHECKING:
     from nni_cssnas.bridge.rehearsal import Rehearsal
@@ -169,6 +169,9 @@ def init(
             "(default: folder for a folder of images, else cifar10).",
         ),
     ] = None,
+    max_params: MaxParams = None,
+    max_macs: MaxMacs = None,
+    max_latency_ms: MaxLatency = None,
     trials: Annotated[int, typer.Option(min=1, help="Architectures to try.")] = 100,
     concurrency: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -189,7 +192,7 @@ def init(
         settings["views"] = {"input_size": size}
 
     from nni_cssnas.bridge.scaffold import Scaffold
-    from nni_cssnas.config import CELL_SPACE
+    from nni_cssnas.config import CELL_SPACE, ConstraintsConfig
     from nni_cssnas.search.screen import Step
     from nni_cssnas.training.config import target_of
 
@@ -197,7 +200,8 @@ def init(
     if target := target_of(recipe or default, source, space):
         settings["target"] = target.model_dump()
     make_importable(Path.cwd())  # a space of the user's own
-    scaffold = Scaffold(folder, settings, trials=trials, concurrency=concurrency)
+    limits = ConstraintsConfig(max_params=max_params, max_macs=max_macs, max_latency_ms=max_latency_ms)
+    scaffold = Scaffold(folder, settings, trials=trials, concurrency=concurrency, limits=limits)
     if not force:
         scaffold.refuse_to_overwrite()
     with Steps() as show:

@@ -9,6 +9,7 @@ import typer
 
 __all__ = [
     "ARCHITECTURE",
+    "COST",
     "PATHS",
     "RECIPE",
     "RECIPES",
@@ -23,10 +24,15 @@ __all__ = [
     "Experiment",
     "ForceRun",
     "Genotype",
+    "GpusPerWorker",
     "Json",
     "Keep",
+    "MaxLatency",
+    "MaxMacs",
+    "MaxParams",
     "Port",
     "Public",
+    "Ray",
     "Recipe",
     "Root",
     "Sample",
@@ -41,6 +47,7 @@ __all__ = [
 RECIPES = "(default: the search's target, else the recipe's)."
 ARCHITECTURE, IMAGES, RECIPE, PATHS = "Architecture", "Labelled images", "Recipe", "Where and how"
 PORTAL = "Portal"
+COST = "What it may cost (the network that will be trained, without classifier)"
 
 Genotype = Annotated[
     str | None,
@@ -114,8 +121,39 @@ Seed = Annotated[
     ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda (default: cuda if there is one).", rich_help_panel=PATHS)]
+MaxParams = Annotated[
+    int | None, typer.Option("--max-params", min=1, help="The most parameters.", rich_help_panel=COST)
+]
+MaxMacs = Annotated[
+    int | None, typer.Option("--max-macs", min=1, help="The most multiply-adds of one image.", rich_help_panel=COST)
+]
+MaxLatency = Annotated[
+    float | None,
+    typer.Option(
+        "--max-latency-ms",
+        min=0,
+        help="The longest median time of a forward pass of one image on the device, in milliseconds.",
+        rich_help_panel=COST,
+    ),
+]
 Workers = Annotated[
     int | None, typer.Option(min=1, help="Processes (default: one for each core).", rich_help_panel=PATHS)
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Score on a cluster of Ray: auto, or host:port of its head node. A worker is then an actor.",
+        rich_help_panel=PATHS,
+    ),
+]
+GpusPerWorker = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus-per-worker",
+        help="With --ray: the part of a GPU that each worker takes (default: 1 where there are GPUs).",
+        rich_help_panel=PATHS,
+    ),
 ]
 ForceRun = Annotated[bool, typer.Option("--force", help="Remove another run that lies there.", rich_help_panel=PATHS)]
 Json = Annotated[

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from nni_cssnas.cli.app import Steps, answer, app, console
-from nni_cssnas.cli.options import PATHS, Json, Workers
+from nni_cssnas.cli.app import Steps, answer, app, console, show_front
+from nni_cssnas.cli.options import COST, PATHS, GpusPerWorker, Json, MaxLatency, MaxMacs, MaxParams, Ray, Workers
 
 JUDGE = "How it is judged"
 
@@ -48,11 +48,36 @@ def screen(
             rich_help_panel=JUDGE,
         ),
     ] = None,
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many random architectures.")] = 1000,
-    guided: Annotated[int, typer.Option("--guided", min=0, help="Then so many that TPE proposes.")] = 0,
+    num: Annotated[
+        int, typer.Option("--num", "-n", min=1, help="How many random architectures, or mutations with --from.")
+    ] = 1000,
+    guided: Annotated[
+        int, typer.Option("--guided", min=0, help="Then so many that are proposed from what was learned.")
+    ] = 0,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after this time.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, and of all that is scored.")] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--objective",
+            help="What shall be small beside a large score: params, macs, latency_ms or a measure; may be repeated.",
+            rich_help_panel=COST,
+        ),
+    ] = None,
+    max_params: MaxParams = None,
+    max_macs: MaxMacs = None,
+    max_latency_ms: MaxLatency = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="GENOTYPE",
+            help="Search around this architecture: a published name, a file, or a folder of results.",
+        ),
+    ] = None,
     workers: Workers = None,
+    ray: Ray = None,
+    gpus_per_worker: GpusPerWorker = None,
     top: Annotated[
         int, typer.Option("--top", "-k", min=1, help="How many of the best to write and draw.", rich_help_panel=PATHS)
     ] = 1,
@@ -64,7 +89,7 @@ def screen(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Search without an experiment: random architectures, and those that TPE learns from them."""
+    """Search without an experiment: random architectures, and those that are proposed from what was learned."""
     import nni_cssnas
     from nni_cssnas.results.screening_log import LOG_NAME
     from nni_cssnas.search.screen import Step
@@ -99,9 +124,16 @@ def screen(
                     minutes=minutes,
                     seed=seed,
                     workers=workers,
+                    ray=ray,
+                    gpus_per_worker=gpus_per_worker,
                     output=output,
                     top=top,
                     force=force,
+                    objectives=objective or (),
+                    max_params=max_params,
+                    max_macs=max_macs,
+                    max_latency_ms=max_latency_ms,
+                    start=start,
                     on_step=told,
                 )
             except KeyboardInterrupt:
@@ -117,8 +149,16 @@ def screen(
         console.print(
             f"best of {len(found)} architectures: score {best.score:.4f} ({by})", highlight=False, soft_wrap=True
         )
+        front = show_front(result) if objective else []
         for path in result.files:
             console.print(f"  {path}", soft_wrap=True, highlight=False)
-        give({"best": result.table[:top], "files": result.files, "interrupted": result.interrupted})
+        give(
+            {
+                "best": result.table[:top],
+                **({"front": front} if objective else {}),
+                "files": result.files,
+                "interrupted": result.interrupted,
+            }
+        )
     if result.interrupted:
         raise typer.Exit(130)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nni_cssnas.errors import ImagesError
 
-__all__ = ["Images", "Pool", "StreamedImages", "fingerprint"]
+__all__ = ["Images", "Pool", "SomeImages", "StreamedImages", "fingerprint"]
 
 AHEAD = 2
 """Batches that are read while one is worked on."""
@@ -65,13 +65,42 @@ class StreamedImages:
         raise ImagesError(f"none of the {len(self)} images can be read, the first is {self.names[0]}")
 
 
-Images = Tensor | StreamedImages
-"""uint8, (N, 3, size, size), in memory or on disk."""
+class SomeImages:
+    """Some of a source's images, at their positions among all: what a machine needs that only looks at these.
+
+    Parameters
+    ----------
+    total
+        How many the source has.
+    positions
+        Of those that are here, (n,).
+    images
+        uint8, (n, 3, size, size).
+    key
+        The :func:`fingerprint` of all.
+    """
+
+    def __init__(self, total: int, positions: Tensor, images: Tensor, key: str) -> None:
+        self.total = total
+        self.positions = positions
+        self.images = images
+        self.key = key
+        self._rows = {position: row for row, position in enumerate(positions.tolist())}
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.images[[self._rows[position] for position in index.tolist()]]
+
+
+Images = Tensor | StreamedImages | SomeImages
+"""uint8, (N, 3, size, size): in memory, on disk, or as far as they are needed."""
 
 
 def fingerprint(images: Images) -> str:
     """Stands for the images' content; the same in every process."""
-    if isinstance(images, StreamedImages):
+    if not isinstance(images, Tensor):
         return images.key
     return hashlib.sha256(images.contiguous().numpy().data).hexdigest()
 

@@ -26,9 +26,10 @@ from torch import nn
 from nni_cssnas.base.device import derive_seed, resolve_device, seeded
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.genotype import Choices
-from nni_cssnas.images.pool import Images, Pool, fingerprint
+from nni_cssnas.images.pool import Images, Pool, SomeImages, fingerprint
 from nni_cssnas.images.sources import load_images
 from nni_cssnas.images.views import make_views
+from nni_cssnas.measures import COSTS
 from nni_cssnas.scores.combine import DEAD, combine
 from nni_cssnas.scores.contrastive import check_images, train_contrastive
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
@@ -39,9 +40,6 @@ from nni_cssnas.spaces.factory import Space
 from nni_cssnas.spaces.network import CellNetwork
 
 __all__ = ["Candidate", "Proxy", "ProxyResult", "candidate_seed", "random_candidates"]
-
-COSTS = ("params", "macs", "channels")
-"""Which components are what a network costs."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +104,15 @@ class Proxy:
     ----------
     config
         All of ``proxy.yml``.
+    images
+        Those that ``config`` names, where they are at hand already; by default they are read.
     """
 
-    def __init__(self, config: ProxyConfig) -> None:
+    def __init__(self, config: ProxyConfig, images: Images | None = None) -> None:
         self.config = config
         self.size = config.views.input_size or config.images.size
+        if images is not None:
+            self.images = images
 
     def prepare(self) -> None:
         """Load the images and check all that can be checked. Raises CssnasError of the kind that fits."""
@@ -230,12 +232,23 @@ class Proxy:
     @cached_property
     def _fixed_views(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The two views on which every untrained network is measured."""
-        # On the CPU, so that every device sees the same.
-        generator = torch.Generator().manual_seed(self.config.seed)
-        order = torch.randperm(len(self.images), generator=generator)
-        batch = Pool(self.images, torch.device("cpu")).take(order[: self.config.untrained.batch_size])
+        positions, generator = self._fixed_images()
+        batch = Pool(self.images, torch.device("cpu")).take(positions)
         view0, view1 = make_views(self.config.views, self.size)(batch, generator)
         return view0.to(self.device), view1.to(self.device)
+
+    def _fixed_images(self) -> tuple[torch.Tensor, torch.Generator]:
+        """Which images these are of, and the generator after that draw; on the CPU, so that every device sees the same."""
+        generator = torch.Generator().manual_seed(self.config.seed)
+        order = torch.randperm(len(self.images), generator=generator)
+        return order[: self.config.untrained.batch_size], generator
+
+    def needed_images(self) -> Images:
+        """The images without which a network cannot be scored: all, or those that an untrained one is measured on."""
+        if self.config.score != "untrained":
+            return self.images
+        positions, _ = self._fixed_images()
+        return SomeImages(len(self.images), positions, self.images[positions], self.images_key)
 
     def rehearse(self, on_stage: Callable[[str, int, int], None], candidate: Candidate) -> None:
         """Find what every candidate would fail of.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import signal
 import statistics
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,24 +20,37 @@ import torch
 from nni_cssnas.base.device import derive_seed
 from nni_cssnas.base.workers import Workers, end_with_parent, lagged
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.errors import DivergenceError, MeasureError, SpaceError
+from nni_cssnas.errors import DivergenceError, GenotypeError, MeasureError, SpaceError
 from nni_cssnas.genotype import Choices, Genotype
+from nni_cssnas.images.pool import Images
 from nni_cssnas.judge.proxy import Candidate, Proxy, candidate_seed
 from nni_cssnas.results.screening_log import ScreeningLog
 from nni_cssnas.scores.combine import DEAD
 from nni_cssnas.spaces.encoding import decode, random_choices, search_space
 from nni_cssnas.spaces.factory import make_space
 
-__all__ = ["Screened", "Screener", "Spread"]
+__all__ = ["LAG", "Memory", "Proposals", "Screened", "Screener", "Spread"]
 
 FINAL_DRAWS = 4
 """A second look is the mean over so many trainings."""
 
 LAG = 8
-"""Architectures that are taken before the first result is given."""
+"""Architectures that are taken before the first result is given, at least."""
 
 Spread = Callable[[Callable[["Screener", Choices], Any], Iterable[Mapping[str, Any]]], Iterator[Any]]
 """``spread(Screener.screen, architectures)`` gives their results in order."""
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Architectures of which each depends on the results so far: ``lag`` of them are taken before the first result is given,
+    neither more nor fewer, so that they are the same whatever the number of workers is."""
+
+    items: Iterable[Mapping[str, Any]]
+    lag: int = LAG
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self.items)
 
 
 @dataclass(frozen=True)
@@ -57,6 +72,8 @@ class Screener:
     ----------
     config
         All of ``proxy.yml``; the image batch is made once.
+    images
+        Those that it names, where they are at hand already.
 
     Raises
     ------
@@ -64,11 +81,11 @@ class Screener:
         If the space, the images or the device cannot be used.
     """
 
-    def __init__(self, config: ProxyConfig) -> None:
+    def __init__(self, config: ProxyConfig, images: Images | None = None) -> None:
         self.config = config
         self.space = make_space(config.scored_space)
         self.search_space = search_space(self.space)
-        self.proxy = Proxy(config)
+        self.proxy = Proxy(config, images)
         self.proxy.prepare()
         self._final: dict[int, Proxy] = {}
 
@@ -105,17 +122,17 @@ class Screener:
         """The same judge with another seed."""
         if number not in self._final:
             seed = derive_seed(self.config.seed, f"finalists {number}")
-            self._final[number] = Proxy(self.config.model_copy(update={"seed": seed}))
+            self._final[number] = Proxy(self.config.model_copy(update={"seed": seed}), self.proxy.images)
         return self._final[number]
 
     def random(self, num: int, seed: int) -> Iterator[dict[str, Any]]:
         """Up to ``num`` different random architectures, as choices; fewer if the space is small."""
         rng = np.random.default_rng(seed)
-        seen: set[str] = set()
+        seen: set[bytes] = set()
         repeats = 0
         while len(seen) < num and repeats < 1000:
             choices = random_choices(self.space, rng)
-            key = repr(sorted(choices.items()))
+            key = hashlib.blake2b(repr(sorted(choices.items())).encode(), digest_size=16).digest()
             if key in seen:
                 repeats += 1
                 continue
@@ -127,22 +144,24 @@ class Screener:
     def spread(self, workers: int = 1, log: ScreeningLog | None = None) -> Iterator[Spread]:
         """A function that applies a method to many architectures, in so many processes; they take some seconds to start.
 
-        Each process has its share of the threads. Results come in the order of the architectures, :data:`LAG` of which are
-        taken before the first result is given, whatever ``workers`` is (up to half of :data:`LAG`): what a tuner learns
-        while it proposes does not depend on the number of cores. What is in the ``log`` is not measured again, and what
-        is measured is written there. A process that dies is replaced, and its work is done again.
+        Each process has its share of the threads. Results come in the order of the architectures. Of :class:`Proposals` as
+        many are taken before the first result is given as they say: what a tuner learns while it proposes does not depend
+        on the number of workers. What is in the ``log`` is not measured again, and what is measured is written there. A
+        process that dies is replaced, and its work is done again.
         """
-        memory = _Memory(log)
+        memory = Memory(log)
         if workers == 1:
             yield lambda method, items: lagged(
-                memory.recalling(method, lambda item: partial(method, self, item)), items, LAG
+                memory.recalling(method, lambda item: partial(method, self, item)), items, _lag(items, LAG)
             )
             return
         threads = max(1, torch.get_num_threads() // workers)
         pool = Workers(workers, _start_worker, (self.config, threads))
         try:
             yield lambda method, items: lagged(
-                memory.recalling(method, partial(pool.start, partial(_work, method))), items, max(LAG, 2 * workers)
+                memory.recalling(method, partial(pool.start, partial(_work, method))),
+                items,
+                _lag(items, max(LAG, 2 * workers)),
             )
         finally:
             pool.end()
@@ -158,27 +177,46 @@ class Screener:
         return torch.get_num_threads() if num >= (32 if self.config.score == "untrained" else 4) else 1
 
 
-class _Memory:
+def _lag(items: Iterable[Any], otherwise: int) -> int:
+    return items.lag if isinstance(items, Proposals) else otherwise
+
+
+class Memory:
     """Reads from a log what was measured before, and writes to it what is measured."""
 
     def __init__(self, log: ScreeningLog | None) -> None:
         self.log = log
 
+    def recall(self, kind: str, item: Mapping[str, Any]) -> Callable[[], Any] | None:
+        """What gives the result of an architecture that is in the log, or None."""
+        row = None if self.log is None else self.log.recall(kind, item)
+        if row is None:
+            return None
+        try:
+            result = _from_row(kind, row, item)
+        except GenotypeError as error:
+            warnings.warn(f"a line of the log is damaged, and measured again: {error}", stacklevel=2)
+            return None
+        return lambda: result
+
+    def keep(self, kind: str, item: Mapping[str, Any], result: Any) -> None:
+        """Write a result to the log, if there is one."""
+        if self.log is not None:
+            self.log.keep(kind, item, **_to_row(result))
+
     def recalling(self, method: Callable[..., Any], start: Callable[[Mapping[str, Any]], Callable[[], Any]]) -> Any:
-        """``start`` for the architectures that are not in the log."""
-        log, kind = self.log, method.__name__
-        if log is None:
-            return start
+        """``start`` for the architectures that are not in the log; their results are kept as they are given."""
+        kind = method.__name__
 
         def begin(item: Mapping[str, Any]) -> Callable[[], Any]:
-            row = log.recall(kind, item)
-            if row is not None:
-                return partial(_from_row, kind, row)
+            known = self.recall(kind, item)
+            if known is not None:
+                return known
             finish = start(item)
 
             def end() -> Any:
                 result = finish()
-                log.keep(kind, item, **_to_row(result))
+                self.keep(kind, item, result)
                 return result
 
             return end
@@ -194,12 +232,14 @@ def _to_row(result: Screened | dict[str, float]) -> dict[str, Any]:
     return {"measured": {name: value if math.isfinite(value) else None for name, value in result.items()}}
 
 
-def _from_row(kind: str, row: Mapping[str, Any]) -> Screened | dict[str, float]:
+def _from_row(kind: str, row: Mapping[str, Any], item: Mapping[str, Any]) -> Screened | dict[str, float]:
     if kind == "finalist":
         return {name: -math.inf if value is None else value for name, value in row["measured"].items()}
     genotype = Genotype.from_dict(row["genotype"]) if row["genotype"] else None
     score = -math.inf if row["score"] is None else row["score"]
-    return Screened(dict(row["screen"]), score, dict(row["components"]), genotype)
+    # Of very many results each name is kept once.
+    components = {sys.intern(name): value for name, value in row["components"].items()}
+    return Screened(dict(item), score, components, genotype)
 
 
 _worker: Screener | None = None

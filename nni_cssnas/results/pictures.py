@@ -1,4 +1,4 @@
-"""Pictures of a search, from its records: how it went, what it costs, which choices are good, how the losses fell.
+"""Pictures of a search, from its records: how it went, its front, which choices are good, how the losses fell.
 
 Each function gives a matplotlib ``Figure``, or None where the records have nothing to show.
 """
@@ -15,12 +15,19 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from nni_cssnas.results.draw import operation_colors
 from nni_cssnas.results.records import TrialRecord
 
-__all__ = ["good_trials", "loss_curves", "operation_use", "pareto_front", "save", "score_against_cost", "search_curve"]
+__all__ = [
+    "front_picture",
+    "good_trials",
+    "hypervolume_curve",
+    "loss_curves",
+    "operation_use",
+    "save",
+    "search_curve",
+]
 
 INK, GREY, PALE, BLUE, ORANGE = "#1F2430", "#6B7280", "#C9CED6", "#0067A6", "#C44F00"
 SETTINGS = {
@@ -39,6 +46,15 @@ SETTINGS = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
+NAMED = 12
+"""So many of a front carry their names."""
+
+AXES = {
+    "macs": ("multiply-adds (millions)", 1e6),
+    "params": ("parameters (millions)", 1e6),
+    "latency_ms": ("latency (ms)", 1.0),
+}
+
 CURVES = 5
 """Loss curves of so many best and worst trials."""
 
@@ -89,42 +105,64 @@ def search_curve(records: Sequence[TrialRecord], num_random: int | None = None) 
     return figure
 
 
-def score_against_cost(records: Sequence[TrialRecord], cost: str = "macs") -> Figure | None:
-    """Score against multiply-adds, with the Pareto front."""
-    finished = [record for record in _finished(records) if record.components.get(cost, 0) > 0]
-    if not finished:
-        return None
+def front_picture(
+    members: Sequence[tuple[str, float, float]], objective: str, points: Sequence[tuple[float, float]] = ()
+) -> Figure:
+    """Score against what shall be small, with the front and its names.
+
+    Parameters
+    ----------
+    members
+        Name, objective and score of each of the front.
+    objective
+        Its name.
+    points
+        Objective and score of everything that was scored.
+    """
     figure, axes = _figure()
-    costs = np.array([record.components[cost] for record in finished]) / 1e6
-    scores = np.array([_score(record) for record in finished])
-    front = pareto_front(costs, scores)
-    axes.scatter(costs, scores, s=_dots(len(finished)), color=BLUE, alpha=0.6, linewidth=0, label="trial")
-    axes.plot(costs[front], scores[front], "o-", color=ORANGE, markersize=5, linewidth=1.5, label="Pareto front")
-    for index in front if len(front) <= 12 else (front[0], front[-1]):
+    name, unit = AXES.get(objective, (objective, 1.0))
+    if points:
+        costs, scores = np.array(points, dtype=float).T
+        axes.scatter(costs / unit, scores, s=_dots(len(points)), color=BLUE, alpha=0.6, linewidth=0, label="trial")
+    ordered = sorted(members, key=lambda member: member[1:])
+    x = np.array([cost for _, cost, _ in ordered]) / unit
+    y = np.array([score for _, _, score in ordered])
+    # With more than two objectives it is no line: what lies below the others is better in the third.
+    axes.plot(x, y, "o-" if (np.diff(y) > 0).all() else "o", color=ORANGE, markersize=5, linewidth=1.5, label="front")
+    shown = (
+        range(len(ordered)) if len(ordered) <= NAMED else np.linspace(0, len(ordered) - 1, NAMED).round().astype(int)
+    )
+    for index in shown:
         axes.annotate(
-            str(finished[index].sequence),
-            (costs[index], scores[index]),
+            ordered[index][0],
+            (x[index], y[index]),
             (4, 5),
             textcoords="offset points",
             color=ORANGE,
             fontsize=9,
         )
-    low = float(np.percentile(scores, 2)) if len(scores) >= 50 else float(scores.min())
-    margin = 0.08 * (float(scores.max()) - low) or 1.0
-    axes.set_ylim(low - margin, float(scores.max()) + margin)
-    axes.set_xlabel({"macs": "multiply-adds (millions)", "params": "parameters (millions)"}.get(cost, cost))
+    everything = np.array([score for _, score in points] or y)
+    low = float(np.percentile(everything, 2)) if len(everything) >= 50 else float(everything.min())
+    low = min(low, float(y.min()))
+    margin = 0.08 * (float(everything.max()) - low) or 1.0
+    axes.set_ylim(low - margin, float(everything.max()) + margin)
+    axes.margins(x=0.08)
+    axes.set_xlabel(name)
     axes.set_ylabel("score (larger is better)")
     axes.legend(loc="lower right", frameon=False)
     return figure
 
 
-def pareto_front(costs: NDArray[np.float64], scores: NDArray[np.float64]) -> list[int]:
-    """Positions of what nothing else beats in one and equals in the other, cheapest first; of equal ones the first."""
-    front: list[int] = []
-    for index in np.lexsort((np.arange(len(costs)), -scores, costs)):
-        if not front or scores[index] > scores[front[-1]]:
-            front.append(int(index))
-    return front
+def hypervolume_curve(history: Sequence[float]) -> Figure:
+    """How much the front covered after each architecture, as a part of what it covers at the end."""
+    figure, axes = _figure()
+    covered = np.array(history) / (history[-1] or 1.0)
+    axes.step(np.arange(1, len(covered) + 1), covered, where="post", color=ORANGE, linewidth=2)
+    axes.set_ylim(0, 1.05)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("architectures")
+    axes.set_ylabel("hypervolume of the front (end: 1)")
+    return figure
 
 
 def operation_use(records: Sequence[TrialRecord]) -> Figure | None:

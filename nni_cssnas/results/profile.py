@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-__all__ = ["num_random_trials", "read_profile"]
+__all__ = ["num_random_trials", "objectives_of", "read_profile"]
 
 
 def read_profile(folder: Path) -> dict[str, Any]:
@@ -40,3 +40,13 @@ def num_random_trials(profile: dict[str, Any]) -> int | None:
     if name in ("Hyperopt", "CssnasHyperopt"):
         return int(arguments.get("n_startup_jobs", 20))
     return None
+
+
+def objectives_of(profile: dict[str, Any]) -> tuple[str, ...]:
+    """What the tuner's ``objectives`` make small, beside the score; nothing if it has none."""
+    tuner = profile.get("tuner")
+    arguments = tuner.get("classArgs") if isinstance(tuner, dict) else None
+    found = arguments.get("objectives") if isinstance(arguments, dict) else None
+    if not isinstance(found, dict):
+        return ()
+    return tuple(str(name) for name, direction in found.items() if direction == "minimize")

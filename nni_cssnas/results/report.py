@@ -14,10 +14,12 @@ from typing import Any
 import yaml
 
 from nni_cssnas.base.files import write_atomically
+from nni_cssnas.config import TargetConfig
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.results import pictures
 from nni_cssnas.results.draw import genotype_svg
+from nni_cssnas.results.front import Front
 from nni_cssnas.results.profile import num_random_trials, read_profile
 from nni_cssnas.results.records import TrialRecord, read_records
 
@@ -37,8 +39,8 @@ DRAWN = 3
 """The cells of so many of the best are drawn."""
 
 
-def write_report(folder: Path, path: Path, *, top: int = 20, force: bool = False) -> None:
-    """Write the report of the experiment in ``folder``.
+def write_report(folder: Path, path: Path, *, top: int = 20, force: bool = False, front: Front | None = None) -> None:
+    """Write the report of the experiment in ``folder``, with its front if one is given.
 
     Raises
     ------
@@ -56,15 +58,15 @@ def write_report(folder: Path, path: Path, *, top: int = 20, force: bool = False
             if found is None or unescape(found[1]) != experiment:
                 what = "is no report" if found is None else f"is the report of experiment {found[1]}"
                 raise ExperimentError(f"{path} is there already and {what}; name another file with -o, or use --force")
-        html = make_report(folder, records, top=top)
+        html = make_report(folder, records, top=top, front=front)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, html)
     except OSError as error:
         raise ExperimentError(f"cannot write {path}: {error.strerror or error}; name another file with -o") from None
 
 
-def write_pictures(folder: Path, target: Path) -> list[Path]:
-    """Write the pictures of the search alone, each as SVG and PNG.
+def write_pictures(folder: Path, target: Path, front: Front | None = None) -> list[Path]:
+    """Write the pictures of the search alone, and of its front if one is given, each as SVG and PNG.
 
     Raises
     ------
@@ -73,7 +75,7 @@ def write_pictures(folder: Path, target: Path) -> list[Path]:
     """
     written = []
     try:
-        for name, figure in _figures(_read(folder), read_profile(folder)).items():
+        for name, figure in _figures(_read(folder), read_profile(folder), front).items():
             pictures.save(figure, target / name)
             written += [target / f"{name}.svg", target / f"{name}.png"]
     except OSError as error:
@@ -81,7 +83,7 @@ def write_pictures(folder: Path, target: Path) -> list[Path]:
     return written
 
 
-def make_report(folder: Path, records: Sequence[TrialRecord], *, top: int = 20) -> str:
+def make_report(folder: Path, records: Sequence[TrialRecord], *, top: int = 20, front: Front | None = None) -> str:
     """The HTML of a report; everything that a user or a trial wrote is escaped."""
     from jinja2 import Environment, PackageLoader
 
@@ -95,12 +97,14 @@ def make_report(folder: Path, records: Sequence[TrialRecord], *, top: int = 20) 
     ]
     captions = {
         "search": "Score of every trial, and the best so far.",
-        "cost": "Score against multiply-adds of the proxy network. Numbers are trials; nothing is both better and cheaper than those on the front.",
+        "front": "Score against what shall be small. To those on the front no other is better in all objectives.",
+        "hypervolume": "How much the front covered after each trial.",
         "choices": "What the best trials choose more often, or less, than all.",
         "losses": "Contrastive loss of the best and the worst trials.",
     }
     figures = {
-        name: (_image(pictures.save(figure)), captions[name]) for name, figure in _figures(records, profile).items()
+        name: (_image(pictures.save(figure)), captions[name])
+        for name, figure in _figures(records, profile, front).items()
     }
     logs = _log_folders(folder)
     some = ranked[0] if ranked else records[-1]
@@ -135,6 +139,8 @@ def make_report(folder: Path, records: Sequence[TrialRecord], *, top: int = 20) 
         data=_training_data(some.config),
         choices=None if not ranked or ranked[0].genotype else ranked[0].parameters,
         figures=figures,
+        front=front,
+        target=_target_words(some.config),
         names=names,
         top=ranked[:top],
         records=records,
@@ -158,10 +164,10 @@ def _read(folder: Path) -> list[TrialRecord]:
     return records
 
 
-def _figures(records: Sequence[TrialRecord], profile: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(records: Sequence[TrialRecord], profile: Mapping[str, Any], front: Front | None) -> dict[str, Any]:
     found = {
         "search": pictures.search_curve(records, num_random_trials(dict(profile))),
-        "cost": pictures.score_against_cost(records),
+        **({} if front is None else front.pictures()),
         "choices": pictures.operation_use(records),
         "losses": pictures.loss_curves(records),
     }
@@ -225,6 +231,12 @@ def _training_data(config: Mapping[str, Any]) -> str:
     """Options of ``retrain`` for the images that were searched on; labels of a folder of photographs lie elsewhere."""
     source = str((config.get("images") or {}).get("source", ""))
     return "--data cifar10 --recipe cifar10" if source == "cifar10" else "--data LABELLED_FOLDER --recipe folder"
+
+
+def _target_words(config: Mapping[str, Any]) -> str:
+    """The network of cells that the search is for; that of arXiv:1806.09055 where it does not say."""
+    target = TargetConfig(**(config.get("target") or {}))
+    return f"{target.num_cells} cells, {target.channels} channels"
 
 
 def _short(value: Any) -> str:

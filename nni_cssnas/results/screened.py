@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from nni_cssnas.base.files import write_atomically
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.genotype import TARGET, Genotype
+from nni_cssnas.results.front import front_files
 
 __all__ = ["ScoredArchitecture", "refuse_to_overwrite", "write_screened"]
 
@@ -40,11 +41,10 @@ def refuse_to_overwrite(folder: Path, top: int = 1) -> None:
         If one of the files is there.
     """
     stems = [name + (f"-{rank}" if rank > 1 else "") for rank in range(1, top + 1) for name in ("genotype", "sample")]
-    for name in ("screen.csv", *(stem + ending for stem in stems for ending in (".json", ".svg", ".png"))):
-        if (folder / name).exists():
-            raise ExperimentError(
-                f"{folder / name} is there already; name another folder with --output, or use --force"
-            )
+    names = ("screen.csv", *(stem + ending for stem in stems for ending in (".json", ".svg", ".png")))
+    for path in (*(folder / name for name in names), *front_files(folder)):
+        if path.exists():
+            raise ExperimentError(f"{path} is there already; name another folder with --output, or use --force")
 
 
 def write_screened(

@@ -1,4 +1,4 @@
-"""A search without trials: random architectures, then TPE that learns from them, all judged as trials are.
+"""A search without trials: random architectures, then proposals that learn from them, all judged as trials are.
 
 Life cycle: :func:`explore` gives what it screens, one after the other; :func:`choose` ranks it all, best first. Both
 are what ``nni-cssnas screen`` does, and use every core.
@@ -21,8 +21,9 @@ from nni import NoMoreTrialError
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.genotype import Choices
 from nni_cssnas.images.pool import fingerprint
-from nni_cssnas.judge.screening import Screened, Screener, Spread
+from nni_cssnas.judge.screening import LAG, Proposals, Screened, Screener, Spread
 from nni_cssnas.results.screening_log import LOG_NAME, ScreeningLog
+from nni_cssnas.search.evolve import Evolution, choices_key
 from nni_cssnas.spaces.identity import own_sources, space_key
 from nni_cssnas.tuners.tpe import Tpe
 
@@ -34,6 +35,13 @@ FINALISTS = 8
 SHARE = 1 / 8
 """No more than this part of all."""
 
+REJECTED, HOPELESS = 20, 10_000
+"""Proposals in a row that may break a limit before one is mended, and before the search ends."""
+
+PROPOSALS_PER_LAG = 25
+"""Of many proposals, this part is made before the result of the first is known: so many workers have something to do. The number depends
+on the search alone, so that the proposals are the same on any number of workers."""
+
 
 def explore(
     screener: Screener,
@@ -44,8 +52,11 @@ def explore(
     seed: int = 0,
     seconds: float | None = None,
     allowed: Callable[[Mapping[str, Any]], bool] = lambda choices: True,
+    mend: Callable[[dict[str, Any], np.random.Generator], dict[str, Any] | None] | None = None,
+    values: Callable[[Screened], Sequence[float]] | None = None,
+    origin: Choices | None = None,
 ) -> Iterator[Screened]:
-    """Screen random architectures, then so many that TPE proposes.
+    """Screen random architectures, then so many that a search proposes which has learned from them.
 
     Parameters
     ----------
@@ -59,48 +70,38 @@ def explore(
         Nothing is begun after about that long.
     allowed
         What is neither screened nor counted if it is false for it.
+    mend
+        Makes an allowed architecture of one that is not, or gives None.
+    values
+        The objectives of what was screened, larger is better: proposals are :class:`~nni_cssnas.search.evolve.Evolution`'s.
+        By default the score alone counts, and they are TPE's.
+    origin
+        The search begins with this architecture, and takes mutations of it in place of random ones.
     """
     end = math.inf if seconds is None else time.monotonic() + seconds
-    tuner = Tpe(seed=seed)
-    tuner.update_search_space(screener.search_space)
-    numbers: dict[str, int] = {}
+    rng = np.random.default_rng([seed, 1])
 
-    def drawn() -> Iterator[dict[str, Any]]:
-        number = 0
-        for choices in screener.random(10**9 if num_random else 0, seed):
-            if number == num_random or time.monotonic() >= end:
-                return
-            if allowed(choices):
-                number += 1
-                yield choices
+    def fitting(choices: dict[str, Any]) -> dict[str, Any] | None:
+        if allowed(choices):
+            return choices
+        return None if mend is None else mend(choices, rng)
 
-    def proposed() -> Iterator[dict[str, Any]]:
-        number = taken = 0
-        while taken < num_guided and time.monotonic() < end:
-            try:
-                choices = tuner.generate_parameters(number)
-            except NoMoreTrialError:
-                return
-            if allowed(choices):
-                numbers[_key(choices)] = number
-                taken += 1
-                yield choices
-            else:
-                tuner.trial_end(number, False)
-            number += 1
-
-    start = []
-    for item in spread(Screener.screen, drawn()):
-        start.append({"parameter": item.choices, "value": item.score})
+    guide: _Tpe | _Evolved
+    first = _drawn(screener, seed, allowed, fitting)
+    if values is None and origin is None:
+        guide = _Tpe(screener.search_space, seed, allowed, fitting)
+    else:
+        guide = evolved = _Evolved(Evolution(screener.space, seed, fitting), values or (lambda item: (item.score,)))
+        first = first if origin is None else evolved.around(origin)
+    for item in spread(Screener.screen, _until(end, first, num_random)):
+        guide.learn(item)
         yield item
-    if not num_guided:
-        return
-    tuner.import_data(start)
-    for item in spread(Screener.screen, proposed()):
-        number = numbers.pop(_key(item.choices))
-        tuner.receive_trial_result(number, item.choices, item.score)
-        tuner.trial_end(number, True)
-        yield item
+    if num_guided:
+        guide.begin()
+        proposals = Proposals(_until(end, guide.proposals(), num_guided), max(LAG, num_guided // PROPOSALS_PER_LAG))
+        for item in spread(Screener.screen, proposals):
+            guide.learn(item)
+            yield item
 
 
 def open_log(screener: Screener, folder: Path, *, force: bool = False) -> ScreeningLog:
@@ -147,5 +148,114 @@ def by_score(found: Sequence[Screened]) -> list[Screened]:
     return sorted(found, key=lambda item: (not item.components, -item.score))
 
 
-def _key(choices: Choices) -> str:
-    return repr(sorted(choices.items()))
+def _until(end: float, choices: Iterator[dict[str, Any]], number: int) -> Iterator[dict[str, Any]]:
+    """The first ``number``, none of which is asked for after the ``end``."""
+    for _ in range(number):
+        if time.monotonic() >= end:
+            return
+        item = next(choices, None)
+        if item is None:
+            return
+        yield item
+
+
+def _drawn(
+    screener: Screener,
+    seed: int,
+    allowed: Callable[[Mapping[str, Any]], bool],
+    fitting: Callable[[dict[str, Any]], dict[str, Any] | None],
+) -> Iterator[dict[str, Any]]:
+    """Random ones; where many in a row are not allowed, some are mended."""
+    rejected = 0
+    mended: set[str] = set()
+    for choices in screener.random(10**9, seed):
+        if mended and choices_key(choices) in mended:
+            continue
+        if allowed(choices):
+            rejected = 0
+            yield choices
+            continue
+        rejected += 1
+        near = fitting(choices) if rejected > REJECTED else None
+        if near is not None and choices_key(near) not in mended:
+            rejected = REJECTED
+            mended.add(choices_key(near))
+            yield near
+        elif rejected >= HOPELESS:
+            return
+
+
+class _Tpe:
+    """Proposals of TPE, for one objective."""
+
+    def __init__(
+        self,
+        space: Mapping[str, Any],
+        seed: int,
+        allowed: Callable[[Mapping[str, Any]], bool],
+        fitting: Callable[[dict[str, Any]], dict[str, Any] | None],
+    ) -> None:
+        self.tuner = Tpe(seed=seed)
+        self.tuner.update_search_space(space)
+        self.allowed = allowed
+        self.fitting = fitting
+        self.numbers: dict[str, int] = {}
+        self.start: list[dict[str, Any]] | None = []
+
+    def begin(self) -> None:
+        """Nothing was proposed yet."""
+        self.tuner.import_data(self.start)
+        self.start = None
+
+    def learn(self, item: Screened) -> None:
+        known = {"parameter": item.choices, "value": item.score}
+        if self.start is not None:
+            self.start.append(known)
+            return
+        number = self.numbers.pop(choices_key(item.choices), None)
+        if number is None:  # it was mended
+            self.tuner.import_data([known])
+        else:
+            self.tuner.receive_trial_result(number, item.choices, item.score)
+            self.tuner.trial_end(number, True)
+
+    def proposals(self) -> Iterator[dict[str, Any]]:
+        rejected = number = 0
+        while rejected < HOPELESS:
+            try:
+                choices = self.tuner.generate_parameters(number)
+            except NoMoreTrialError:
+                return
+            if self.allowed(choices):
+                rejected = 0
+                self.numbers[choices_key(choices)] = number
+                yield choices
+            else:
+                rejected += 1
+                self.tuner.trial_end(number, False)
+                if rejected > REJECTED and (near := self.fitting(choices)) is not None:
+                    rejected = REJECTED
+                    yield near
+            number += 1
+
+
+class _Evolved:
+    """Proposals of an evolution, for several objectives or around a known architecture."""
+
+    def __init__(self, evolution: Evolution, values: Callable[[Screened], Sequence[float]]) -> None:
+        self.evolution = evolution
+        self.values = values
+
+    def begin(self) -> None:
+        """Nothing is left to do."""
+
+    def learn(self, item: Screened) -> None:
+        self.evolution.learn(item.choices, self.values(item))
+
+    def proposals(self) -> Iterator[dict[str, Any]]:
+        while (choices := self.evolution.propose()) is not None:
+            yield choices
+
+    def around(self, origin: Choices) -> Iterator[dict[str, Any]]:
+        yield dict(origin)
+        yield from self.evolution.mutations(origin)

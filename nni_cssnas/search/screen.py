@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from nni_cssnas.config import ProxyConfig
+from nni_cssnas.base.device import resolve_device
+from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import ConfigError
+from nni_cssnas.genotype import Choices
+from nni_cssnas.judge.costs import Costs
+from nni_cssnas.judge.feasibility import Feasibility
 from nni_cssnas.judge.screening import Screened, Screener
+from nni_cssnas.results.front import write_front
 from nni_cssnas.results.screened import refuse_to_overwrite, write_screened
-from nni_cssnas.results.screening_log import LOG_NAME
+from nni_cssnas.results.screening_log import LOG_NAME, ScreeningLog
+from nni_cssnas.search.evolve import choices_key
 from nni_cssnas.search.explore import by_score, choose, explore, open_log
+from nni_cssnas.search.objectives import Deferred, Objectives, check_objectives
 from nni_cssnas.search.result import SearchResult
+
+if TYPE_CHECKING:
+    from nni_cssnas.judge.on_ray import Cluster
 
 __all__ = ["OnStep", "Step", "screen"]
 
@@ -54,22 +66,51 @@ def screen(
     output: Path | None = None,
     top: int = 1,
     force: bool = False,
+    objectives: Sequence[str] = (),
+    limits: ConstraintsConfig | None = None,
+    origin: Choices | None = None,
+    cluster: Cluster | None = None,
     on_step: OnStep = lambda step: None,
 ) -> SearchResult:
-    """See :func:`nni_cssnas.screen`; here all of ``proxy.yml`` is one argument, and the time is in seconds."""
+    """See :func:`nni_cssnas.screen`; here all of ``proxy.yml`` is one argument, the limits of costs are one, the known
+    architecture is given by its choices, and the time is in seconds.
+
+    With a ``cluster`` (:func:`nni_cssnas.judge.on_ray.connected`) the architectures are scored there.
+    """
+    names = check_objectives(objectives, config)
     if output is not None and not force and not (output / LOG_NAME).exists():
         refuse_to_overwrite(output, top)
     on_step(Step("images"))
-    screener = Screener(config)
+    within = Feasibility(limits or ConstraintsConfig(), config)
+    within.check_possible(config.seed)
+    screener = Screener(config if cluster is None else cluster.for_driver(config))
     log = None if output is None else open_log(screener, output, force=force)
-    if log is not None and log.screened:
-        on_step(Step("recalled", log.screened))
+    if log is not None:
+        _keep_latencies(within.costs, log)
+        if log.screened:
+            on_step(Step("recalled", log.screened))
+    judged = Objectives(names, within.costs)
     found: list[Screened] = []
     ranked: list[Screened] = []
     try:
-        with screener.spread(workers or screener.default_workers(num + guided), log) as spread:
+        with (
+            screener.spread(workers or screener.default_workers(num + guided), log)
+            if cluster is None
+            else cluster.spread(screener, config, workers, log)
+        ) as spread:
             best = None
-            for item in explore(screener, spread, num, guided, seed=config.seed, seconds=seconds):
+            for item in explore(
+                screener,
+                spread,
+                num,
+                guided,
+                seed=config.seed,
+                seconds=seconds,
+                allowed=lambda choices: not within.limits or within.problem(choices) is None,
+                mend=within.mended,
+                values=judged.values if names else None,
+                origin=origin,
+            ):
                 found.append(item)
                 best = item.score if best is None else max(best, item.score)
                 on_step(Step("screening", len(found), num + guided, best))
@@ -77,20 +118,79 @@ def screen(
             def counted(method: Any, items: Any) -> Iterator[Any]:
                 return _counting(spread(method, items), items, on_step, best)
 
-            ranked = choose(found, config, counted)
+            ranked = choose(_not_worse(found, origin, judged, within), config, counted)
     except KeyboardInterrupt:
         on_step(Step("interrupted", len(found) if log is None else log.screened))
         if not found:
             raise
     interrupted = not ranked and bool(found)
-    ranked = ranked or by_score(found)
+    ranked = ranked or by_score(_not_worse(found, origin, judged, within))
     if not ranked:
         raise ConfigError(
             f"nothing was screened in {(seconds or 0) / 60:g} minutes; "
             "the same command goes on from what was begun, or give it more --minutes"
         )
-    files = [] if output is None else write_screened(ranked, output, top=top, target=_stated(config))
-    return SearchResult.of_screening(ranked, config, folder=output, files=tuple(files), interrupted=interrupted)
+    result = SearchResult.of_screening(
+        ranked,
+        config,
+        [Deferred(partial(judged.costs, item)) for item in ranked],
+        folder=output,
+        interrupted=interrupted,
+        objectives=names or ("params",),
+        order=_order(found, ranked),
+    )
+    if output is None:
+        return result
+    files = write_screened(ranked, output, top=top, target=_stated(config))
+    if names:
+        files += write_front(result.front_view(), output)
+    return replace(result, files=tuple(files))
+
+
+def _keep_latencies(costs: Costs, log: ScreeningLog) -> None:
+    """Measure each latency once, also where the search goes on after an interruption."""
+    device = resolve_device(costs.config.device).type
+
+    def keep(choices: Choices, value: float) -> None:
+        log.keep("cost", choices, measured={"latency_ms": value}, device=device)
+
+    before = costs.measured
+    for row in log.rows("cost"):
+        if row.get("device") == device and row["measured"].get("latency_ms") is not None:
+            costs.remember(row["cost"], row["measured"]["latency_ms"])
+    for choices, value in before:
+        if log.recall("cost", choices) is None:
+            keep(choices, value)
+    costs.on_measured = keep
+
+
+def _not_worse(
+    found: Sequence[Screened], origin: Choices | None, judged: Objectives, within: Feasibility
+) -> list[Screened]:
+    """What is not worse in every objective than the architecture that the search began with.
+
+    Where that one breaks a limit, which all others keep, it is left out itself.
+    """
+    if origin is None or not found:
+        return list(found)
+    key = choices_key(origin)
+    known = next((item for item in found if choices_key(item.choices) == key), None)
+    if known is None or within.problem(origin) is not None:
+        return [item for item in found if item is not known]
+    least = judged.values(known)
+
+    def is_kept(item: Screened) -> bool:
+        values = judged.values(item)
+        worse = math.isnan(values[0]) or all(value < bound for value, bound in zip(values, least, strict=True))
+        return item is known or not worse
+
+    return [item for item in found if is_kept(item)]
+
+
+def _order(found: Sequence[Screened], ranked: Sequence[Screened]) -> tuple[int, ...]:
+    """The ranks in the order in which the architectures were screened."""
+    ranks = {id(item.choices): rank for rank, item in enumerate(ranked, start=1)}
+    return tuple(ranks[id(item.choices)] for item in found if id(item.choices) in ranks)
 
 
 def _stated(config: ProxyConfig) -> dict[str, Any] | None:

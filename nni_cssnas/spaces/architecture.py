@@ -127,8 +127,8 @@ def read_architecture(
     Parameters
     ----------
     genotype
-        A published name (``DARTS_V2``), the DARTS form, JSON, a file with either, or a folder of ``nni-cssnas best`` or
-        ``screen`` with its ``genotype.json``.
+        A published name (``DARTS_V2``), the DARTS form, JSON, a file with either, a folder of ``nni-cssnas best`` or
+        ``screen`` with its ``genotype.json``, or an entry of the front there (``screened/front-2``).
     space, sample
         ``module:attribute`` of any NNI model space, and a JSON file with the choices of one of its samples, as
         ``nni-cssnas best`` writes them, or as NNI's ``space.freeze`` takes them.
@@ -146,7 +146,7 @@ def read_architecture(
         return _of_text(genotype)
     assert space is not None
     assert sample is not None
-    path = sample / "sample.json" if sample.is_dir() else sample
+    path = sample / "sample.json" if sample.is_dir() else _entry(sample)
     data = _json(_text(path), path)
     if not isinstance(data, dict) or "normal" in data:
         what = "a genotype; leave --space and --sample out" if isinstance(data, dict) else type(data).__name__
@@ -169,9 +169,15 @@ def _choices(space: Space, data: dict[str, Any]) -> dict[str, Any]:
         return choices
 
 
+def _entry(path: Path) -> Path:
+    """The file of an entry of a front, which is named without its ending: ``screened/front-2``."""
+    with_ending = path.with_name(f"{path.name}.json") if path.name else path
+    return with_ending if not path.exists() and with_ending.is_file() else path
+
+
 def _of_text(text: str) -> Architecture:
-    path = Path(text)
     try:
+        path = _entry(Path(text))
         if path.is_dir():
             found = [file for file in (path / "genotype.json", path / "best" / "genotype.json") if file.is_file()]
             if not found:

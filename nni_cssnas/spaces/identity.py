@@ -18,7 +18,7 @@ from typing import Any
 from nni_cssnas.spaces.encoding import search_space
 from nni_cssnas.spaces.factory import Space
 
-__all__ = ["own_sources", "space_key"]
+__all__ = ["own_sources", "space_key", "users_files"]
 
 PACKAGE = Path(__file__).resolve().parents[1]
 MEASURED_BY = (
@@ -49,8 +49,7 @@ def space_key(space: Space) -> str:
         An NNI ``ModelSpace``.
     """
     kind = type(space)
-    layers = space.modules() if hasattr(space, "modules") else ()
-    kinds = {one for part in (space, *layers) for one in type(part).__mro__}
+    kinds = _kinds(space)
     parts = {
         "name": kind.__qualname__,
         "arguments": _plain([getattr(space, "trace_args", []), getattr(space, "trace_kwargs", {})]),
@@ -59,6 +58,44 @@ def space_key(space: Space) -> str:
         "code": sorted(_code_of(one) for one in kinds if one.__module__ == "__main__"),
     }
     return json.dumps(parts, sort_keys=True)
+
+
+def users_files(space: Space, others: Iterable[Any] = ()) -> dict[str, bytes]:
+    """The user's own modules that a space is made of, and those beside them that these import.
+
+    Parameters
+    ----------
+    space
+        An NNI ``ModelSpace``.
+    others
+        Functions and classes whose modules are wanted, too.
+
+    Returns
+    -------
+    files
+        The content of each, by its path below the folder from which it is imported. Installed packages are not among them.
+    """
+    kinds = [*_kinds(space), *others]
+    roots = {root for kind in kinds if (root := _root_of(kind)) is not None}
+    files = {}
+    for path in _sources(kinds):
+        root = next((root for root in roots if path.is_relative_to(root)), path.parent)
+        files[path.relative_to(root).as_posix()] = path.read_bytes()
+    return files
+
+
+def _kinds(space: Space) -> set[type]:
+    layers = space.modules() if hasattr(space, "modules") else ()
+    return {one for part in (space, *layers) for one in type(part).__mro__}
+
+
+def _root_of(kind: Any) -> Path | None:
+    """The folder from which the module of a class or function is imported."""
+    path = _file_of(kind)
+    if path is None:
+        return None
+    levels = kind.__module__.count(".") + (path.name == "__init__.py")
+    return path.parents[levels] if levels < len(path.parents) else None
 
 
 @lru_cache(maxsize=1)
@@ -104,7 +141,7 @@ def _plain(value: Any, inside: tuple[int, ...] = ()) -> Any:
     )
 
 
-def _sources(kinds: Iterable[type]) -> list[Path]:
+def _sources(kinds: Iterable[Any]) -> list[Path]:
     """The files of a user's own that define classes: their modules', and those beside them that these import.
 
     Installed packages have a version and are not edited; the one that says so is not in the key, as that of torch is.
@@ -119,7 +156,7 @@ def _sources(kinds: Iterable[type]) -> list[Path]:
     return sorted(found)
 
 
-def _file_of(kind: type) -> Path | None:
+def _file_of(kind: Any) -> Path | None:
     try:
         file = inspect.getsourcefile(kind)
     except (TypeError, OSError):  # built in, or made in an interactive session

@@ -14,7 +14,7 @@ from nni_cssnas.errors import ConfigError
 from nni_cssnas.genotype import Cell, Genotype
 from nni_cssnas.spaces.operations import FactorizedReduce, ReLUConvBN, make_operation
 
-__all__ = ["CellNetwork"]
+__all__ = ["CellNetwork", "liveness", "make_stem"]
 
 
 class _CellModule(nn.Module):
@@ -174,9 +174,9 @@ class CellNetwork(nn.Module):
         self.drop_path = drop_path
         self.reductions = (num_cells // 3, 2 * num_cells // 3)
         plan = [genotype.reduce if index in self.reductions else genotype.normal for index in range(num_cells)]
-        inputs, needed = _liveness(plan, keep=self.reductions[1] if auxiliary else None)
+        inputs, needed = liveness(plan, keep=self.reductions[1] if auxiliary else None)
         self.connected = num_cells - 1 in needed
-        self.stem = _stem(stem, channels, needed)
+        self.stem = make_stem(stem, channels, needed)
 
         width = channels
         if stem == "cifar":
@@ -236,7 +236,7 @@ class _CifarStem(nn.Sequential):
         super().__init__(nn.Conv2d(3, 3 * C, 3, padding=1, bias=False), nn.BatchNorm2d(3 * C))
 
 
-def _stem(kind: str, C: int, needed: frozenset[int]) -> nn.ModuleList:  # noqa: N803
+def make_stem(kind: str, C: int, needed: frozenset[int]) -> nn.ModuleList:  # noqa: N803
     """The layers whose outputs are states -2 and -1; only those that a cell needs."""
     if kind not in ("cifar", "imagenet"):
         raise ConfigError(f"stem is {kind!r}; known: 'cifar', 'imagenet'")
@@ -264,7 +264,7 @@ def _stem(kind: str, C: int, needed: frozenset[int]) -> nn.ModuleList:  # noqa: 
     return nn.ModuleList(layers)
 
 
-def _liveness(plan: list[Cell], keep: int | None) -> tuple[list[frozenset[int]], frozenset[int]]:
+def liveness(plan: list[Cell], keep: int | None = None) -> tuple[list[frozenset[int]], frozenset[int]]:
     """Which inputs of every cell carry anything, and which cells (-2 and -1: the stem) are needed.
 
     ``keep`` is a cell whose output is read besides the last one's (by the auxiliary head).

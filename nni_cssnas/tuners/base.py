@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,30 @@ import numpy as np
 from nni import NoMoreTrialError, load
 from nni.algorithms.hpo import random_tuner
 from nni.algorithms.hpo.tpe_tuner import create_liar
-from nni.common.hpo_utils import OptimizeMode, deformat_parameters, format_parameters
+from nni.common.hpo_utils import deformat_parameters, format_parameters
 from nni.tuner import Tuner
 
 from nni_cssnas.base.paths import make_importable
+from nni_cssnas.base.selection import non_dominated
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
 from nni_cssnas.errors import ConfigError, nearest
 from nni_cssnas.results.records import read_records
 from nni_cssnas.tuners.dispatcher import trial_code_directory
-from nni_cssnas.tuners.failures import Failures
+from nni_cssnas.tuners.failures import ENOUGH, Failures
 from nni_cssnas.tuners.journal import Entry, Journal
+from nni_cssnas.tuners.objectives import SCORE, Objectives, finite_score, reported
 from nni_cssnas.tuners.space import Mutation, Params, format_space
 
-__all__ = ["Params", "SearchTuner", "check_number", "finite_score"]
+__all__ = ["Loss", "Params", "SearchTuner", "check_number", "finite_score"]
 
-ATTEMPTS = 500
-"""Proposals in a row that may break the constraints."""
+Loss = Any
+"""Smaller is better, infinity is a failure: of one objective a float, of several a tuple of floats."""
+
+Scores = tuple[float, ...]
+"""A trial's objectives, as it reports them."""
+
+ATTEMPTS, REJECTED = 500, 50
+"""Proposals in a row that may break the constraints, and after how many of them one is mended."""
 
 _logger = logging.getLogger("nni.tuner.cssnas")
 
@@ -51,7 +60,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
 
     * what was proposed and learned is kept in a journal (:mod:`nni_cssnas.tuners.journal`), so that
       ``nnictl resume`` continues with the right pairs, no repeated architecture and no second random start;
-    * a failed trial, and one whose score is not finite, has an infinite loss;
+    * a failed trial, and one of whose scores is not finite, has an infinite loss;
     * running trials count as the best seen so far (constant liar), so that concurrent proposals differ;
     * proposals that break a constraint never become trials; of several, screening picks the best;
     * when the search space changes, what was learned is kept where its values are in the new one too;
@@ -63,18 +72,21 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
     Parameters
     ----------
     optimize_mode
-        ``maximize`` or ``minimize`` the trials' score.
+        ``maximize`` or ``minimize`` the trials' score, where that is the only objective.
     seed
         Of all random draws; the same seed and scores give the same proposals.
     screen
-        ``{candidates: k, proxy: proxy.yml}`` (:class:`nni_cssnas.config.ScreenConfig`).
+        ``{candidates: k, proxy: proxy.yml, ray: auto}`` (:class:`nni_cssnas.config.ScreenConfig`).
     constraints
         ``{max_params: ..., max_macs: ..., max_latency_ms: ..., proxy: proxy.yml}``
         (:class:`nni_cssnas.config.ConstraintsConfig`); ``{}`` checks only what the space itself declares.
     unique
         Whether a suggestion that was seen before is changed in a few random choices.
     liar
-        What running trials count as: ``best``, ``mean``, ``worst``, or None for nothing.
+        What running trials count as: ``best``, ``mean``, ``worst`` (in each objective), or None for nothing.
+    objectives
+        ``{score: maximize, params: minimize}``: what is wanted of which number in the trials' final metric; None is the
+        score alone. Only tuners that can search for trade-offs take it.
 
     Raises
     ------
@@ -93,10 +105,9 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         *,
         unique: bool = True,
         liar: str | None = "best",
+        objectives: Any = None,
     ) -> None:
-        modes = [mode.value for mode in OptimizeMode]
-        if optimize_mode not in modes:
-            raise ConfigError(f"optimize_mode is {optimize_mode!r}{nearest(optimize_mode, modes)}")
+        self.objectives = Objectives.of(objectives, optimize_mode)
         if liar not in (None, "best", "mean", "worst"):
             raise ConfigError(f"constant_liar_type is {liar!r}{nearest(liar, ('best', 'mean', 'worst'))}")
         if seed is not None and (not isinstance(seed, int) or seed < 0):
@@ -104,9 +115,8 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         for name, section in (("screen", screen), ("constraints", constraints)):
             if section is not None and not isinstance(section, Mapping):
                 raise ConfigError(f"{name} is {section!r}; it must be a mapping, as {{proxy: proxy.yml}}")
-        self.optimize_mode = OptimizeMode(optimize_mode)
         self._liar = liar
-        self.liar = create_liar(liar)
+        self._liars = self._make_liars()
         self.unique = unique
         self.space: Mapping[Any, Any] = {}
         self._seed = seed
@@ -119,13 +129,21 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         self._outdated: dict[int, dict[str, Any]] = {}  # proposals that the search space has no place for any more
         self._journal = Journal(None)
         self._failures = Failures()
+        self._reported: set[str] = set()  # objectives that at least one trial has reported
+        self._num_incomplete = 0
+        self._last_metric: Any = None
         self._begun = False
-        self._known: dict[str, float | None] = {}  # architectures of earlier sessions, and NNI's, with their scores
+        self._known: dict[str, Scores | None] = {}  # architectures of earlier sessions, and NNI's, with their scores
         self._screen = ScreenConfig(**screen) if screen else None
         self._constraints = None if constraints is None else ConstraintsConfig(**constraints)
+        if self._screen is not None and self._screen.ray is not None and find_spec("ray") is None:
+            raise ConfigError(
+                f"screen: ray is {self._screen.ray!r}, but Ray is not installed; on every node: pip install 'nni-cssnas[ray]'"
+            )
         self._screen_proxy = _load_proxy(self._screen, "screen") if self._screens else None
         self._constraints_proxy = _load_proxy(self._constraints, "constraints")
         self._screener: Any = None
+        self._standing: Any = None  # the same on a cluster of Ray
         self._feasibility: Any = None
 
     # ---- what a subclass gives --------------------------------------------------------------------
@@ -137,11 +155,11 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         """
 
     @abc.abstractmethod
-    def suggest(self, running: list[tuple[Params, float]]) -> Params:
+    def suggest(self, running: list[tuple[Params, Loss]]) -> Params:
         """What to try next, given trials that run and the loss they count as."""
 
     @abc.abstractmethod
-    def learn(self, params: Params, loss: float) -> None:
+    def learn(self, params: Params, loss: Loss) -> None:
         """Remember a finished trial: smaller losses are better, infinity is a failure."""
 
     @abc.abstractmethod
@@ -193,7 +211,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             for number, params in unjudged.items()
         }
         self._take_space(space)
-        self.liar = create_liar(self._liar)
+        self._liars = self._make_liars()
         self._known = {}
         left_out = sum(not self._remember(entry) for entry in self._journal.entries)
         self._outdated = {}
@@ -232,7 +250,12 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         records = read_records(path.parents[1])
         missed = [record for record in records if record.finished and record.parameters in unjudged]
         if missed:
-            self.import_data([{"parameter": record.parameters, "value": record.score} for record in missed])
+            self.import_data(
+                [
+                    {"parameter": record.parameters, "value": {**record.components, SCORE: record.score}}
+                    for record in missed
+                ]
+            )
 
     def _remember(self, entry: Entry) -> bool:
         """Know a proposal of the journal, and learn its score; False if the search space has no place for it."""
@@ -240,8 +263,13 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         if params is None:
             return False
         self.dedup.add(params)
-        if entry.judged:
-            self._take_over(params, entry.score)
+        if not entry.judged:
+            return True
+        metric = entry.score if entry.objectives is None else entry.objectives
+        if entry.score is None or not self.objectives.missing(metric):
+            self._take_over(params, None if entry.score is None else self.objectives.read(metric))
+        else:
+            _logger.warning("%s is left out: of its objectives, only %s are known", entry.parameters, _names(metric))
         return True
 
     def history(self) -> list[Entry]:
@@ -252,7 +280,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
     def generate_parameters(self, parameter_id: int, **kwargs: Any) -> Any:
         """Propose parameters. Raises NoMoreTrialError if there are none left, or every trial fails for one reason."""
         with self._lock:
-            if self._failures.hopeless():
+            if self._failures.hopeless() or self._unreported():
                 raise NoMoreTrialError
             try:
                 parameters = self._screened(parameter_id) if self._screens else self._propose(parameter_id)
@@ -274,10 +302,12 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             if parameter_id in self._judged:
                 _logger.warning("ignored a second result for parameters %s", parameter_id)
                 return
-            score = finite_score(value)
-            if score is None:
-                _logger.warning("the score of parameters %s is %r; it counts as the worst", parameter_id, value)
-            self._judge(parameter_id, params, score)
+            scores = self.objectives.read(value)
+            if scores is None:
+                unusable = " and ".join(self.objectives.unusable(value))
+                _logger.warning("the %s of parameters %s is %r; it counts as the worst", unusable, parameter_id, value)
+            self._note_reported(value)
+            self._judge(parameter_id, params, scores)
 
     def trial_end(self, parameter_id: int, success: bool, **kwargs: Any) -> None:
         """Learn that a trial failed; one that succeeded tells its score by itself, perhaps later."""
@@ -298,10 +328,14 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
                 if params is None:
                     continue
                 self.dedup.add(params)
-                score = finite_score(trial.get("value"))
+                value = trial.get("value")
+                if value is not None and self._searches_trade_offs and self.objectives.missing(value):
+                    _logger.warning("left out a trial that reports only %s: %r", _names(value), trial.get("parameter"))
+                    continue
+                scores = self.objectives.read(value)
                 # A trial that failed in an earlier session may have been run again.
-                if self._take_over(params, score):
-                    self._journal.imported(deformat_parameters(params, self.space), score)
+                if self._take_over(params, scores):
+                    self._journal.imported(deformat_parameters(params, self.space), *self._told(scores))
                     taken += 1
             _logger.info("took over %d finished trials", taken)
 
@@ -318,9 +352,9 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
 
     def _propose(self, parameter_id: int) -> dict[str, Any]:
         """One proposal that keeps the constraints. Raises NoMoreTrialError if none is found."""
-        lie = self.liar.lie() if self.liar and self._running_params else 0.0
-        running = [(item, lie) for item in self._running_params.values()] if self.liar else []
-        for _ in range(ATTEMPTS):
+        lie = self._as_loss(tuple(liar.lie() for liar in self._liars)) if self._liars else 0.0
+        running = [(item, lie) for item in self._running_params.values()] if self._liars else []
+        for attempt in range(1, ATTEMPTS + 1):
             params = self._suggest(running)
             params = self.dedup(params) if self.unique else params
             parameters: dict[str, Any] = deformat_parameters(params, self.space)
@@ -329,9 +363,22 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
                 self._params[parameter_id] = self._running_params[parameter_id] = params
                 return parameters
             _logger.info("rejected %s: %s", parameters, problem)
-            self._learn(params, math.inf)
+            self._learn(params, self._loss(None))
+            if attempt % REJECTED == 0 and (mended := self._mended(parameters)) is not None:
+                self._params[parameter_id] = self._running_params[parameter_id] = mended
+                return deformat_parameters(mended, self.space)  # type: ignore[no-any-return]
         _logger.error("%d proposals in a row break the constraints, the last: %s; loosen them", ATTEMPTS, problem)
         raise NoMoreTrialError
+
+    def _mended(self, parameters: Mapping[str, Any]) -> Params | None:
+        """A new architecture near one that breaks the constraints, which keeps them; None if none is found."""
+        try:
+            near = self._feasibility.mended(parameters, self.rng)
+        except Exception:
+            _logger.exception("nothing near %s could be looked for", parameters)
+            return None
+        params = None if near is None else self._format(near)
+        return params if params is not None and self.dedup.add(params) else None
 
     def _suggest(self, running: list[tuple[Params, float]]) -> Params:
         try:
@@ -372,40 +419,84 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         """The best of several proposals; the others are forgotten and may be proposed again."""
         assert self._screen is not None
         candidates = self._screen.candidates
-        proposals: list[tuple[float, int, dict[str, Any], Params]] = []
-        while self._screens and len(proposals) < candidates:
+        proposed: list[tuple[dict[str, Any], Params]] = []
+        while len(proposed) < candidates:
             try:
                 parameters = self._propose(parameter_id)
             except NoMoreTrialError:
-                if not proposals:
+                if not proposed:
                     raise
                 break
-            params = self._params[parameter_id]
             self._running_params.pop(parameter_id, None)
-            proposals.append((self._untrained_score(parameters), -len(proposals), parameters, params))
-        best = max(proposals, key=lambda proposal: proposal[:2])
+            proposed.append((parameters, self._params[parameter_id]))
+        screened = self._screened_on_ray([parameters for parameters, _ in proposed])
+        proposals = [
+            (self._untrained_scores(parameters, screened.get(index)), -index, parameters, params)
+            for index, (parameters, params) in enumerate(proposed)
+        ]
+        best = self._best_screened(proposals)
         for proposal in proposals:
             if proposal is not best:
                 self.dedup.discard(proposal[3])
         self._params[parameter_id] = self._running_params[parameter_id] = best[3]
         return best[2]
 
-    def _untrained_score(self, parameters: Mapping[str, Any]) -> float:
-        """What screening compares; the worst if it fails, so that the search goes on."""
+    def _best_screened(
+        self, proposals: list[tuple[Scores, int, dict[str, Any], Params]]
+    ) -> tuple[Scores, int, dict[str, Any], Params]:
+        """The best of one objective; of several, any of those that no other is better than in all."""
+        if len(proposals[0][0]) == 1:
+            return max(proposals, key=lambda proposal: proposal[:2])
+        front = non_dominated([scores for scores, *_ in proposals])
+        return proposals[int(self.rng.choice(front))]
+
+    def _screened_on_ray(self, proposals: list[dict[str, Any]]) -> dict[int, Any]:
+        """What the cluster says of each, by its place; nothing where no cluster is asked for, or it fails."""
+        if self._screen is None or self._screen.ray is None:
+            return {}
         try:
-            if self._screener is None:
+            if self._standing is None:
+                from nni_cssnas.judge.on_ray import Standing  # torch: only for who screens
+
+                assert self._screen_proxy is not None
+                config = self._screen_proxy.model_copy(update={"score": "untrained"})
+                address, workers, gpus = self._screen.ray, self._screen.workers, self._screen.gpus_per_worker
+                self._standing = Standing(config, address, workers, gpus)
+            return dict(enumerate(self._standing.screen(proposals)))
+        except Exception as error:
+            _logger.exception("nothing can be screened on Ray, so this process screens from now on: %s", error)
+            self._screen = self._screen.model_copy(update={"ray": None})
+            if self._standing is not None:
+                self._standing.end()
+            return {}
+
+    def _untrained_scores(self, parameters: Mapping[str, Any], screened: Any = None) -> Scores:
+        """What screening compares, larger is better: the untrained score, and other objectives that it measures.
+
+        It is the worst if it fails, so that the search goes on.
+        """
+        if not self._screens:
+            return (-math.inf,) * len(self.objectives.names)
+        try:
+            if screened is None and self._screener is None:
                 from nni_cssnas.judge.screening import Screener  # torch: only for who screens
 
                 assert self._screen_proxy is not None
                 self._screener = Screener(self._screen_proxy.model_copy(update={"score": "untrained"}))
-            return float(self._screener.screen(parameters).score)
+            screened = screened or self._screener.screen(parameters)
+            if not self._searches_trade_offs:
+                return (float(screened.score),)
+            known = {**screened.components, SCORE: screened.score}
+            # What screening does not measure is the same for all, so it decides nothing.
+            scores = tuple(float(known.get(name, 0.0)) for name in self.objectives.names)
+            return tuple(-loss for loss in self.objectives.losses(scores))
         except Exception as error:
             if self._screener is None:
                 _logger.exception("nothing can be screened, so the search goes on without: %s", error)
                 self._screen = None
             else:
                 _logger.exception("%s cannot be screened", parameters)
-            return -math.inf
+            return (-math.inf,) * len(self.objectives.names)
 
     # ---- history ----------------------------------------------------------------------------------
 
@@ -422,33 +513,83 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         except Exception:
             _logger.exception("nothing was learned from %s", params)
 
-    def _take_over(self, params: Params, score: float | None) -> bool:
+    def _take_over(self, params: Params, scores: Scores | None) -> bool:
         """Learn from a trial that was not proposed in this session; False if that is known already."""
         key = self.dedup.key(params)
-        if key in self._known and (self._known[key] is not None or score is None):
+        if key in self._known and (self._known[key] is not None or scores is None):
             return False
         if key in self._known:
             self.forget(params)
-        self._known[key] = score
-        self._learn(params, self._loss(score))
+        self._known[key] = scores
+        if scores is not None:
+            self._reported.update(self.objectives.names)
+        self._learn(params, self._loss(scores))
         return True
 
-    def _judge(self, parameter_id: int, params: Params, score: float | None) -> None:
+    def _judge(self, parameter_id: int, params: Params, scores: Scores | None) -> None:
         self._judged.add(parameter_id)
         self._running_params.pop(parameter_id, None)
-        self._journal.judged(parameter_id, score)
-        if score is not None:
+        self._journal.judged(parameter_id, *self._told(scores))
+        if scores is not None:
             self._failures.end()
         if self._outdated.pop(parameter_id, None) is None:
-            self._learn(params, self._loss(score))
+            self._learn(params, self._loss(scores))
 
-    def _loss(self, score: float | None) -> float:
-        if score is None:
-            return math.inf
-        loss = -score if self.optimize_mode is OptimizeMode.Maximize else score
-        if self.liar:
-            self.liar.update(loss)
-        return loss
+    @property
+    def _searches_trade_offs(self) -> bool:
+        """Whether anything but the score is wanted."""
+        return self.objectives.names != (SCORE,)
+
+    def _make_liars(self) -> list[Any]:
+        """For each objective, what knows the best (mean, worst) loss so far."""
+        return [] if self._liar is None else [create_liar(self._liar) for _ in self.objectives.names]
+
+    def _loss(self, scores: Scores | None) -> Loss:
+        losses = self.objectives.losses(scores)
+        if scores is not None:
+            for liar, loss in zip(self._liars, losses, strict=False):
+                liar.update(loss)
+        return self._as_loss(losses)
+
+    @staticmethod
+    def _as_loss(losses: tuple[float, ...]) -> Loss:
+        return losses[0] if len(losses) == 1 else losses
+
+    def _told(self, scores: Scores | None) -> tuple[float | None, dict[str, float] | None]:
+        """A trial's end as the journal keeps it: a number, and all objectives by name unless it is the score alone."""
+        if scores is None or not self._searches_trade_offs:
+            return (None if scores is None else scores[0]), None
+        return scores[0], dict(zip(self.objectives.names, scores, strict=True))
+
+    def _note_reported(self, value: Any) -> None:
+        """Remember which objectives trials report, and say so at once if one is not among it: it may be misspelt."""
+        self._reported.update(reported(value))
+        unknown = [name for name in self.objectives.missing(value) if name not in self._reported]
+        if unknown and self._searches_trade_offs:
+            self._num_incomplete += 1
+            self._last_metric = value
+            if self._num_incomplete == 1:
+                _logger.error("%s", self._explain(unknown, value))
+
+    def _unreported(self) -> bool:
+        """Whether no trial reports an objective, so that the search is for nothing."""
+        if self._num_incomplete < ENOUGH:
+            return False
+        unknown = [name for name in self.objectives.names if name not in self._reported]
+        if unknown:
+            _logger.error("%s; the search ends here", self._explain(unknown, self._last_metric))
+        return bool(unknown)
+
+    @staticmethod
+    def _explain(unknown: list[str], value: Any) -> str:
+        return (
+            f"objectives names {', '.join(map(repr, unknown))}, which no trial reports: the final metric is {value!r:.300}; "
+            "name what is in it (score is its 'default'), or report the objective"
+        )
+
+
+def _names(metric: Any) -> str:
+    return ", ".join(sorted(map(str, reported(metric))))
 
 
 def check_number(name: str, value: Any, *, whole: bool = False) -> None:
@@ -456,17 +597,6 @@ def check_number(name: str, value: Any, *, whole: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not 0 < value <= 10**6:
         kind = "whole number" if whole else "number"
         raise ConfigError(f"{name} is {value!r}; it must be a {kind} above 0, and at most {10**6}")
-
-
-def finite_score(value: Any) -> float | None:
-    """The finite number in a trial's final metric (a number, or a dict with ``default``), or None."""
-    if isinstance(value, dict):
-        value = value.get("default")
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 class ProxyNotFoundError(ConfigError):

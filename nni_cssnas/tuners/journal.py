@@ -6,6 +6,9 @@ One JSON object a line::
     {"judged": 17, "session": 0, "score": -1.25}         null: the trial failed
     {"imported": {...}, "session": 1, "score": -1.5}     told by NNI, not proposed by this tuner
 
+A search with other objectives than the score has them beside it, as ``"objectives": {"default": -1.25, "params": 8e4}``;
+``score`` is the first of them then.
+
 A session is one life of the tuner's process; NNI may give the same number to different proposals of two sessions.
 """
 
@@ -30,11 +33,13 @@ _logger = logging.getLogger("nni.tuner.cssnas")
 
 @dataclass(frozen=True)
 class Entry:
-    """A proposal: ``judged`` says whether its trial ended, ``score`` is None if that failed."""
+    """A proposal: ``judged`` says whether its trial ended, ``score`` is None if that failed; ``objectives`` are by name,
+    None where the score is the only one."""
 
     parameters: dict[str, Any]
     judged: bool = False
     score: float | None = None
+    objectives: dict[str, float] | None = None
 
 
 class Journal:
@@ -81,15 +86,19 @@ class Journal:
         """A trial will be made of these parameters."""
         self._tell({"proposed": parameter_id, "session": self.session, "parameters": parameters})
 
-    def judged(self, parameter_id: int, score: float | None) -> None:
+    def judged(self, parameter_id: int, score: float | None, objectives: dict[str, float] | None = None) -> None:
         """The trial of a proposal of this session ended; None if it failed."""
-        self._tell({"judged": parameter_id, "session": self.session, "score": score})
+        self._tell({"judged": parameter_id, "session": self.session, "score": score}, objectives)
 
-    def imported(self, parameters: dict[str, Any], score: float | None) -> None:
+    def imported(
+        self, parameters: dict[str, Any], score: float | None, objectives: dict[str, float] | None = None
+    ) -> None:
         """NNI told of a finished trial that this session did not propose."""
-        self._tell({"imported": parameters, "session": self.session, "score": score})
+        self._tell({"imported": parameters, "session": self.session, "score": score}, objectives)
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _tell(self, event: dict[str, Any], objectives: dict[str, float] | None = None) -> None:
+        if objectives is not None:
+            event["objectives"] = objectives
         self._take(event)
         self._write(event)
 
@@ -101,10 +110,12 @@ class Journal:
         elif "judged" in event:
             key = self._names.get((session, event["judged"]), "")
             if key in self._found:
-                self._found[key] = Entry(self._found[key].parameters, True, event["score"])
+                self._found[key] = Entry(self._found[key].parameters, True, event["score"], event.get("objectives"))
         elif "imported" in event:
             # Often a proposal of before, whose trial NNI ran again.
-            self._found[_key(event["imported"])] = Entry(event["imported"], True, event["score"])
+            self._found[_key(event["imported"])] = Entry(
+                event["imported"], True, event["score"], event.get("objectives")
+            )
 
     def _write(self, event: dict[str, Any]) -> None:
         if self.path is None:
@@ -166,8 +177,12 @@ def _event(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(event, dict) or not _is_number(event.get("session", 0), int):
         return None
-    score = event.get("score")
+    score, objectives = event.get("score"), event.get("objectives")
     has_score = "score" in event and (score is None or _is_number(score, int, float))
+    if objectives is not None:
+        has_score &= isinstance(objectives, dict) and all(
+            _is_number(value, int, float) for value in objectives.values()
+        )
     if "proposed" in event:
         good = _is_number(event["proposed"], int) and isinstance(event.get("parameters"), dict)
     elif "judged" in event:

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
+from nni_cssnas.bridge.rehearsal import rehearse
 from nni_cssnas.cli import app
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import CssnasError
@@ -132,3 +133,22 @@ def test_mistakes_leave_nothing_behind(here: Path, arguments: list[str], message
     with pytest.raises(CssnasError, match=message):
         call("experiment", *arguments)
     assert not (here / "experiment").exists()
+
+
+def test_limits_become_the_tuners_constraints_and_are_checked(here: Path) -> None:
+    call("limited", "--images", "pictures", "--recipe", "folder", "--max-params", "400000", "--max-macs", "300000000")
+    tuner = yaml.safe_load((here / "limited" / "experiment.yml").read_text())["tuner"]
+    assert tuner["classArgs"]["constraints"] == {"max_params": 400000, "max_macs": 300000000}
+    # The network that will be trained: 8 cells of 24 channels.
+    with pytest.raises(CssnasError, match=r"max_params is 5,000, but the smallest .* \(8 cells, 24 channels, without"):
+        call("other", "--images", "pictures", "--max-params", "5000")
+    assert not (here / "other").exists()
+    path = here / "limited" / "experiment.yml"
+    path.write_text(path.read_text().replace("400000", "4000"))
+    with pytest.raises(CssnasError, match=r"max_params is 4,000, but the smallest"):
+        rehearse(path)
+    # A space without cells is built: 24 parameters in the stem alone.
+    with pytest.raises(
+        CssnasError, match=r"max_params is 10, but the smallest network of tiny_space:Tiny .* 60 found has"
+    ):
+        call("tiny", "--space", "tiny_space:Tiny", "--images", "pictures", "--max-params", "10")

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from nni import NoMoreTrialError
 from typer.testing import CliRunner
@@ -15,11 +16,13 @@ from nni_cssnas.cli import app
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import ConfigError, ExperimentError
 from nni_cssnas.genotype import Genotype
+from nni_cssnas.judge.costs import Costs
 from nni_cssnas.judge.feasibility import Feasibility
 from nni_cssnas.judge.screening import Screener
 from nni_cssnas.results.screening_log import LOG_NAME
 from nni_cssnas.scores.combine import DEAD
-from nni_cssnas.spaces import decode, search_space
+from nni_cssnas.scores.cost import multiply_adds, num_parameters
+from nni_cssnas.spaces import CellNetwork, decode, search_space
 from nni_cssnas.tuners.tpe import Tpe
 
 SETTINGS: dict[str, Any] = {
@@ -143,7 +146,7 @@ def test_what_fails_while_it_proposes_does_not_end_the_tuner(error: Exception, m
     other.update_search_space(choices)
     assert other.generate_parameters(0).keys() == choices.keys()
     assert other.generate_parameters(1).keys() == choices.keys()
-    monkeypatch.setattr("nni_cssnas.judge.feasibility.Backbone", fail)
+    monkeypatch.setattr("nni_cssnas.judge.costs.cells_cost", fail)
     parameters = tuner.generate_parameters(1)
     problem = Feasibility(ConstraintsConfig(max_params=10**9), config).problem(parameters)
     assert problem == f"the network cannot be built: {type(error).__name__}: {error}"
@@ -170,13 +173,18 @@ def test_the_command_writes_a_ranked_table_and_the_best(tmp_path: Path) -> None:
 
 
 def test_constraints_are_kept_before_a_trial_is_spent() -> None:
-    space = Screener(ProxyConfig(**SETTINGS))
+    space = Screener(ProxyConfig(**SETTINGS)).space
     free = proposals(Tpe(seed=0), 6)
-    sizes = [space.screen(item).components["params"] for item in free]
-    limit = int(sorted(sizes)[2])
+
+    def size(choices: Any) -> int:
+        # The network that will be trained: with no target, DARTS's.
+        return num_parameters(CellNetwork(space.genotype_of(decode(space, choices)), 20, 36))
+
+    sizes = [size(item) for item in free]
+    limit = sorted(sizes)[2]
     tuner = Tpe(seed=0, constraints={"max_params": limit})
     kept = proposals(tuner, 6)
-    assert all(space.screen(item).components["params"] <= limit for item in kept)
+    assert all(size(item) <= limit for item in kept)
     assert kept[0] == next(item for item, size in zip(free, sizes, strict=True) if size <= limit)
     rejected = [loss for _, loss in tuner._table.trials if loss == float("inf")]
     assert rejected
@@ -191,12 +199,67 @@ def test_a_problem_names_constraint_and_value(name: str) -> None:
     assert Feasibility(ConstraintsConfig(**{name: 10**12}), config).problem(parameters) is None
 
 
+def test_a_tuner_finds_what_no_random_draw_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ProxyConfig(**SETTINGS)
+    costs = Costs(config, Screener(config).space)
+    limit = int(1.02 * min(costs.of(item)["params"] for item in Screener(config).random(300, seed=1)))
+    tuner = Tpe(seed=0, constraints={"max_params": limit})
+    kept = proposals(tuner, 5)
+    assert all(costs.of(item)["params"] <= limit for item in kept)
+    assert len({json.dumps(item, sort_keys=True) for item in kept}) == 5
+
+
 def test_constraints_that_cannot_be_kept_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nni_cssnas.tuners.base.ATTEMPTS", 5)
     with pytest.raises(NoMoreTrialError):
         proposals(Tpe(seed=0, constraints={"max_params": 1}), 1)
     with pytest.raises(ConfigError, match=r"max_parms.*did you mean 'max_params'"):
         Tpe(constraints={"max_parms": 1})
+
+
+def test_the_target_is_counted_and_not_what_is_scored() -> None:
+    small = ProxyConfig(**SETTINGS, target={"num_cells": 5, "channels": 6, "stem": "imagenet", "size": 64})
+    screener = Screener(small)
+    (choices,) = screener.random(1, seed=0)
+    network = CellNetwork(screener.space.genotype_of(decode(screener.space, choices)), 5, 6, stem="imagenet")
+    params, macs = num_parameters(network), multiply_adds(network, (3, 64, 64))
+    for limits in ({"max_params": params}, {"max_macs": macs}):
+        assert Feasibility(ConstraintsConfig(**limits), small).problem(choices) is None
+        tighter = {name: value - 1 for name, value in limits.items()}
+        assert Feasibility(ConstraintsConfig(**tighter), small).problem(choices) is not None
+    assert Costs(small, screener.space).of(choices) == {"params": params, "macs": macs}
+
+
+def test_what_is_too_large_is_mended_nearby() -> None:
+    config = ProxyConfig(**SETTINGS)
+    screener = Screener(config)
+    sizes = sorted(Costs(config, screener.space).of(item)["params"] for item in screener.random(200, seed=0))
+    within = Feasibility(ConstraintsConfig(max_params=int(sizes[2])), config)
+    large = next(item for item in screener.random(50, seed=1) if within.problem(item))
+    rng = np.random.default_rng(0)
+    mended = within.mended(large, rng)
+    assert mended is not None
+    assert within.problem(mended) is None
+    assert sum(mended[name] == value for name, value in large.items()) > len(large) / 3
+    assert Feasibility(ConstraintsConfig(max_params=1), config).mended(large, rng) is None
+
+
+@pytest.mark.parametrize("limits", [{"max_params": 1000}, {"max_params": 10**9, "max_macs": 1000}])
+def test_a_limit_that_nothing_keeps_is_one_line_with_the_smallest(limits: dict[str, Any]) -> None:
+    config = ProxyConfig(**SETTINGS)
+    name = list(limits)[-1]
+    with pytest.raises(ConfigError) as caught:
+        Feasibility(ConstraintsConfig(**limits), config).check_possible(0)
+    said = re.fullmatch(
+        rf"{name} is 1,000, but the smallest network of nni_cssnas.spaces:CellSpace that a search through 600 found has "
+        r"(\S+) \(20 cells, 36 channels, without classifier\); allow more, or search for a smaller target",
+        str(caught.value),
+    )
+    assert said
+    smallest = float(said[1].replace(",", ""))
+    sizes = [Costs(config, Screener(config).space).of(item) for item in Screener(config).random(200, seed=5)]
+    assert 1000 < smallest < min(size[name.removeprefix("max_")] for size in sizes)
+    Feasibility(ConstraintsConfig(**{name: int(1.2 * smallest)}), config).check_possible(0)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -14,20 +15,21 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import nni_cssnas
 from nni_cssnas.cli import app
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.errors import ExperimentError
+from nni_cssnas.errors import ConfigError, ExperimentError
+from nni_cssnas.genotype import Genotype
 from nni_cssnas.results.pictures import (
     good_trials,
     loss_curves,
     operation_use,
-    pareto_front,
-    score_against_cost,
     search_curve,
 )
 from nni_cssnas.results.records import TrialRecord
 from nni_cssnas.results.report import write_pictures, write_report
-from nni_cssnas.spaces import CellSpace, decode, random_choices
+from nni_cssnas.scores.cost import multiply_adds, num_parameters
+from nni_cssnas.spaces import CellNetwork, CellSpace, decode, random_choices
 
 
 def make_records(number: int, *, cells: bool = True, trained: bool = True) -> Iterator[TrialRecord]:
@@ -131,14 +133,14 @@ def look(path: Path, width: int) -> dict[str, Any]:
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_shows_it_whole(experiment: Path, tmp_path: Path, width: int) -> None:
     path = tmp_path / "report.html"
-    write_report(experiment, path)
+    nni_cssnas.report(experiment, path)
     page = look(path, width)
     assert page["messages"] == []
     assert page["requests"] == [path.as_uri()]  # nothing from a network
     assert page["width"] <= width  # no sideways scrolling
     assert page["heading"] == "my <b>search</b>"
-    assert page["sections"] == ["best", "search", "top", "errors", "reproduce", "trials"]
-    assert len(page["images"]) == 3 + 4
+    assert page["sections"] == ["best", "search", "trade-offs", "top", "errors", "reproduce", "trials"]
+    assert len(page["images"]) == 3 + 5
     assert all(natural > 0 and shown > 100 and text for natural, shown, text in page["images"])
     assert page["rows"] == 20
     assert page["scripts"] == 0
@@ -191,7 +193,9 @@ def test_the_command(experiment: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["report", str(experiment), *output], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
-    assert names == {f"{name}.{kind}" for name in ("search", "cost", "choices", "losses") for kind in ("svg", "png")}
+    assert names == {
+        f"{name}.{kind}" for name in ("search", "front", "hypervolume", "choices", "losses") for kind in ("svg", "png")
+    }
     assert (tmp_path / "r.html").read_text().count('<td class="left"><a href="file:') == 5 + 30
 
 
@@ -199,29 +203,66 @@ def test_500_trials_stay_small(tmp_path: Path) -> None:
     folder = write_experiment(tmp_path / "x", make_records(500))
     write_report(folder, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 5e6
-    assert len(write_pictures(folder, tmp_path / "pictures")) == 8
+    assert len(write_pictures(folder, tmp_path / "pictures")) == 6
+
+
+# ---- the front ------------------------------------------------------------------------------------
+
+
+def test_the_front_of_an_experiment(experiment: Path, tmp_path: Path) -> None:
+    found = nni_cssnas.best(experiment, objectives=["macs", "params"])
+    finished = [record for record in make_records(30) if record.finished]
+    values = {}
+    for record in finished:
+        network = CellNetwork(Genotype.from_dict(record.genotype), 20, 36)
+        macs, params = multiply_adds(network, (3, 32, 32)), num_parameters(network)
+        values[record.sequence] = (record.score or 0.0, -macs, -params)
+    expected = {
+        trial
+        for trial, mine in values.items()
+        if not any(other != mine and all(a >= b for a, b in zip(other, mine, strict=True)) for other in values.values())
+    }
+    assert {item.trial for item in found.front} == expected
+    assert [item.name for item in found.front] == [f"front-{number}" for number in range(1, len(expected) + 1)]
+    for item in found.front:
+        assert (item.score, -item.costs["macs"], -item.costs["params"]) == values[item.trial or 0]
+    covered = found.hypervolume
+    assert len(covered) == len(finished)
+    assert covered == sorted(covered)
+    folder = tmp_path / "best"
+    command = ["best", str(experiment), "--front", "--objective", "macs", "-o", str(folder)]
+    done = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "front of score against macs" in done.output
+    rows = list(csv.DictReader((folder / "front.csv").open()))
+    for row in rows:
+        assert row["name"] in done.output
+        genotype = Genotype.parse((folder / f"{row['name']}.json").read_text())
+        assert multiply_adds(CellNetwork(genotype, 20, 36), (3, 32, 32)) == float(row["macs"])
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    with pytest.raises(ExperimentError, match=r"is of another front; name another folder, or use --force"):
+        CliRunner().invoke(app, [*command[:4], "params", *command[5:]], catch_exceptions=False)
+    shown = json.loads(CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False).stdout)
+    assert [item["name"] for item in shown] == [row["name"] for row in rows]
+
+
+def test_an_objective_that_no_trial_reports_is_one_line(experiment: Path) -> None:
+    for verb in (nni_cssnas.best, nni_cssnas.report):
+        with pytest.raises(ConfigError, match=r"^no trial has reported the objective 'latency_ms'; .*known: "):
+            verb(experiment, objectives=["latency_ms"])
+    with pytest.raises(ConfigError, match=r"--objective is 'macs', which only --front uses"):
+        CliRunner().invoke(app, ["best", str(experiment), "--objective", "macs"], catch_exceptions=False)
+
+
+def test_the_objectives_of_the_tuner_are_those_of_the_front(tmp_path: Path) -> None:
+    objectives = {"score": "maximize", "macs": "minimize"}
+    write_profile(
+        tmp_path / "abc", tuner={"className": "nni_cssnas.tuners.tpe.Tpe", "classArgs": {"objectives": objectives}}
+    )
+    write_experiment(tmp_path / "abc", make_records(9))
+    assert nni_cssnas.best(tmp_path / "abc").objectives == ("macs",)
 
 
 # ---- pictures -------------------------------------------------------------------------------------
-
-
-def test_pareto_front_against_a_loop() -> None:
-    rng = np.random.default_rng(1)
-    for _ in range(50):
-        costs, scores = rng.integers(0, 8, (2, 20)).astype(float)
-        expected = {
-            index
-            for index in range(20)
-            if not any(
-                (costs[other] <= costs[index] and scores[other] >= scores[index])
-                and (costs[other] < costs[index] or scores[other] > scores[index] or other < index)
-                for other in range(20)
-                if other != index
-            )
-        }
-        front = pareto_front(costs, scores)
-        assert set(front) == expected
-        assert list(costs[front]) == sorted(costs[front])
 
 
 def test_the_curve_is_the_best_so_far() -> None:
@@ -264,7 +305,7 @@ def test_best_and_worst_losses() -> None:
 
 def test_nothing_to_show_is_no_picture() -> None:
     failed = [record for record in make_records(12) if record.status == "failed"]
-    assert [draw(failed) for draw in (search_curve, score_against_cost, operation_use, loss_curves)] == [None] * 4
+    assert [draw(failed) for draw in (search_curve, operation_use, loss_curves)] == [None] * 3
 
 
 def test_no_address_leads_outside(experiment: Path, tmp_path: Path) -> None:
