@@ -20,7 +20,7 @@ from nni_cssnas.spaces.cell import CellSpace
 from nni_cssnas.spaces.encoding import decode, random_choices
 from nni_cssnas.spaces.factory import make_space
 
-__all__ = ["NETWORKS", "cell_space", "device_name", "measure_table", "random_genotypes", "read_table", "table_errors"]
+__all__ = ["NETWORKS", "cell_space", "device_name", "measure_table", "random_genotypes", "read_table"]
 
 NETWORKS = 8
 """Whole networks that tell what the sum over layers misses."""
@@ -52,8 +52,22 @@ def device_name(config: ProxyConfig) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
 
 
-def measure_table(config: ProxyConfig, *, seed: int = 0) -> LatencyTable:
+def measure_table(config: ProxyConfig, *, seed: int = 0, held_out: int = 0) -> tuple[LatencyTable, list[float]]:
     """Measure the layers of a space on the configured device, in about half a minute.
+
+    Parameters
+    ----------
+    config
+        All of ``proxy.yml``.
+    seed
+        Of the networks, and of the order.
+    held_out
+        So many random networks more are measured, of which the table does not learn.
+
+    Returns
+    -------
+    table, errors
+        The relative error of the table on each network that was held out.
 
     Raises
     ------
@@ -65,20 +79,22 @@ def measure_table(config: ProxyConfig, *, seed: int = 0) -> LatencyTable:
     layers = table_pieces(space, target)
     runs = [_run(nn.Identity(), (1, 3, 1, 1), device)]
     runs += [_run(piece.build(), (1, piece.c_in, piece.side, piece.side), device) for piece in layers]
-    genotypes = random_genotypes(space, NETWORKS, seed)
+    genotypes = random_genotypes(space, NETWORKS + held_out, seed)
     # All in turn: what disturbs the machine for a while disturbs layers and networks alike.
     runs += _runs(genotypes, target, device)
     with torch.inference_mode():
         empty, *times = in_turn(runs, ROUNDS, seed)
-    return LatencyTable(
+    networks = list(zip(genotypes, times[len(layers) :], strict=True))
+    table = LatencyTable(
         device_name(config),
         f"torch {torch.__version__}",
         torch.get_num_threads(),
         target,
         dict(zip(layers, times[: len(layers)], strict=True)),
         empty,
-        list(zip(genotypes, times[len(layers) :], strict=True)),
+        networks[:NETWORKS],
     )
+    return table, [table.predict(genotype) / ms - 1 for genotype, ms in networks[NETWORKS:]]
 
 
 def read_table(path: Path, config: ProxyConfig) -> LatencyTable:
@@ -95,14 +111,6 @@ def read_table(path: Path, config: ProxyConfig) -> LatencyTable:
     for genotype in random_genotypes(space, 3, 0):
         table.predict(genotype)
     return table
-
-
-def table_errors(table: LatencyTable, config: ProxyConfig, number: int, *, seed: int = 1) -> list[float]:
-    """The relative errors of a table on so many random networks, measured on the configured device."""
-    genotypes = random_genotypes(cell_space(config), number, seed)
-    with torch.inference_mode():
-        measured = in_turn(_runs(genotypes, table.target, resolve_device(config.device)), ROUNDS, seed)
-    return [table.predict(genotype) / ms - 1 for genotype, ms in zip(genotypes, measured, strict=True)]
 
 
 def random_genotypes(space: CellSpace, number: int, seed: int) -> list[Genotype]:

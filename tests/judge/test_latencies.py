@@ -156,7 +156,7 @@ def test_all_are_run_in_turn_and_the_median_counts() -> None:
 
 def test_the_command_measures_and_a_search_uses_it() -> None:
     said = run("latency", "proxy.yml", "--check", "3")
-    assert "3 random networks: median error" in said
+    assert "3 other random networks: median error" in said
     table = LatencyTable.load(Path("latency.json"))
     assert table.target.num_cells == 6
     assert set(table.times) == set(table_pieces(CellSpace(num_nodes=4, operations=OPERATIONS), TARGET))
