@@ -359,13 +359,14 @@ class ConstraintsConfig(Section):
     ``max_params`` and ``max_macs`` (multiply-adds) are those of the network that will be trained, without classifier and
     auxiliary head: cells in the depth and width of ``target`` (20 cells of 36 channels where ``proxy.yml`` names none), and
     the networks of another space as they are. ``max_latency_ms`` is the median time of its forward pass of one image on the
-    configured device.
+    configured device, or what the table ``latency`` (a file of ``nni-cssnas latency``) predicts of it.
     Constraints that the space itself declares are checked too. ``proxy`` is the ``proxy.yml`` that names the space.
     """
 
     max_params: int | None = Field(None, ge=1, le=10**15)
     max_macs: int | None = Field(None, ge=1, le=10**18)
     max_latency_ms: float | None = Field(None, gt=0, le=10**12)
+    latency: FilePath | None = None
     proxy: FilePath = Path("proxy.yml")
 
 

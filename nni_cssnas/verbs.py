@@ -81,6 +81,7 @@ def screen(
     max_params: int | None = None,
     max_macs: int | None = None,
     max_latency_ms: float | None = None,
+    latency: str | Path | None = None,
     start: ArchitectureLike | None = None,
     on_step: OnStep | None = None,
 ) -> SearchResult:
@@ -130,6 +131,8 @@ def screen(
         ``front-1.json`` and so on.
     max_params, max_macs, max_latency_ms
         What costs more is not scored.
+    latency
+        A file of ``nni-cssnas latency``, by which latencies are predicted; by default each network is measured.
     start
         Search around this architecture: mutations of it take the place of random ones, and nothing that is worse than it in
         every objective is among the results.
@@ -183,7 +186,14 @@ def screen(
     if minutes is not None and not minutes > 0:
         raise ConfigError(f"--minutes is {minutes:g}; it must be more than 0 (leave it out for no limit)")
 
-    limits = ConstraintsConfig(max_params=max_params, max_macs=max_macs, max_latency_ms=max_latency_ms)
+    if latency is not None and max_latency_ms is None and "latency_ms" not in objectives:
+        raise ConfigError(f"--latency is {str(latency)!r}, which only --max-latency-ms and --objective latency_ms use")
+    limits = ConstraintsConfig(
+        max_params=max_params,
+        max_macs=max_macs,
+        max_latency_ms=max_latency_ms,
+        latency=None if latency is None else Path(latency),
+    )
     origin = None if start is None else _choices_of(start, settings)
 
     with _cluster(ray, gpus_per_worker) as cluster:

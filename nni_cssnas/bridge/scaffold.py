@@ -61,7 +61,7 @@ class Scaffold:
         self.choices = search_space(self.space)
         arguments: dict[str, Any] = {"seed": self.config.seed}
         limits = limits or ConstraintsConfig()
-        given = limits.model_dump(exclude_none=True, exclude={"proxy"})
+        given = limits.model_dump(mode="json", exclude_none=True, exclude={"proxy"})
         if given:
             Feasibility(limits, self.config).check_possible(self.config.seed)
         if given or has_constraints(self.space):

@@ -11,7 +11,7 @@ import typer
 
 from nni_cssnas.base.paths import make_importable
 from nni_cssnas.cli.app import Steps, answer, app, console, mapping, short
-from nni_cssnas.cli.options import Json, Keep, MaxLatency, MaxMacs, MaxParams, Port, Public
+from nni_cssnas.cli.options import Json, Keep, LatencyFile, MaxLatency, MaxMacs, MaxParams, Port, Public
 
 if TYPE_CHECKING:
     from nni_cssnas.bridge.rehearsal import Rehearsal
@@ -172,6 +172,7 @@ def init(
     max_params: MaxParams = None,
     max_macs: MaxMacs = None,
     max_latency_ms: MaxLatency = None,
+    latency: LatencyFile = None,
     trials: Annotated[int, typer.Option(min=1, help="Architectures to try.")] = 100,
     concurrency: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 2,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -193,6 +194,7 @@ def init(
 
     from nni_cssnas.bridge.scaffold import Scaffold
     from nni_cssnas.config import CELL_SPACE, ConstraintsConfig
+    from nni_cssnas.errors import ConfigError
     from nni_cssnas.search.screen import Step
     from nni_cssnas.training.config import target_of
 
@@ -200,7 +202,14 @@ def init(
     if target := target_of(recipe or default, source, space):
         settings["target"] = target.model_dump()
     make_importable(Path.cwd())  # a space of the user's own
-    limits = ConstraintsConfig(max_params=max_params, max_macs=max_macs, max_latency_ms=max_latency_ms)
+    if latency is not None and max_latency_ms is None:
+        raise ConfigError(f"--latency is {str(latency)!r}, which only --max-latency-ms uses")
+    limits = ConstraintsConfig(
+        max_params=max_params,
+        max_macs=max_macs,
+        max_latency_ms=max_latency_ms,
+        latency=None if latency is None else latency.resolve(),
+    )
     scaffold = Scaffold(folder, settings, trials=trials, concurrency=concurrency, limits=limits)
     if not force:
         scaffold.refuse_to_overwrite()

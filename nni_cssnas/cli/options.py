@@ -27,6 +27,7 @@ __all__ = [
     "GpusPerWorker",
     "Json",
     "Keep",
+    "LatencyFile",
     "MaxLatency",
     "MaxMacs",
     "MaxParams",
@@ -133,6 +134,14 @@ MaxLatency = Annotated[
         "--max-latency-ms",
         min=0,
         help="The longest median time of a forward pass of one image on the device, in milliseconds.",
+        rich_help_panel=COST,
+    ),
+]
+LatencyFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--latency",
+        help="A file of `nni-cssnas latency`, by which latencies are predicted (default: each network is measured).",
         rich_help_panel=COST,
     ),
 ]

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nni_cssnas.cli.app import Steps, answer, app, console, show_front
-from nni_cssnas.cli.options import COST, PATHS, GpusPerWorker, Json, MaxLatency, MaxMacs, MaxParams, Ray, Workers
+from nni_cssnas.cli.options import (
+    COST,
+    PATHS,
+    Device,
+    GpusPerWorker,
+    Json,
+    LatencyFile,
+    MaxLatency,
+    MaxMacs,
+    MaxParams,
+    Ray,
+    Workers,
+)
 
 JUDGE = "How it is judged"
 
@@ -67,6 +80,7 @@ def screen(
     max_params: MaxParams = None,
     max_macs: MaxMacs = None,
     max_latency_ms: MaxLatency = None,
+    latency: LatencyFile = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -133,6 +147,7 @@ def screen(
                     max_params=max_params,
                     max_macs=max_macs,
                     max_latency_ms=max_latency_ms,
+                    latency=latency,
                     start=start,
                     on_step=told,
                 )
@@ -162,3 +177,79 @@ def screen(
         )
     if result.interrupted:
         raise typer.Exit(130)
+
+
+@app.command()
+def latency(
+    config: Annotated[
+        Path | None, typer.Argument(help="The proxy.yml of the search (default: cells for networks of 20 of them).")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", help="What the cells will be trained by, in place of the target of proxy.yml."),
+    ] = None,
+    device: Device = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU (default: all).")] = None,
+    check: Annotated[
+        int,
+        typer.Option("--check", min=0, help="Measure so many random networks too, and tell the table's error on them."),
+    ] = 0,
+    script: Annotated[
+        Path | None,
+        typer.Option(
+            "--script", help="For another machine: write what ONNX runtime needs to measure there into this new folder."
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file.", rich_help_panel=PATHS)] = Path(
+        "latency.json"
+    ),
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a file that lies there.", rich_help_panel=PATHS)
+    ] = False,
+) -> None:
+    """Measure the layers of a space on a device, so that the latency of every network can be told without building it."""
+    import torch
+
+    from nni_cssnas.config import ProxyConfig
+    from nni_cssnas.errors import ExperimentError
+    from nni_cssnas.training.config import target_of
+
+    settings = ProxyConfig() if config is None else ProxyConfig.load(config)
+    values = settings.model_dump(exclude_unset=True) | ({} if device is None else {"device": device})
+    if recipe is not None and (target := target_of(recipe, settings.images.source, settings.space.name)):
+        values["target"] = target.model_dump()
+    settings = ProxyConfig(**values)
+    if script is not None:
+        from nni_cssnas.formats.latency_kit import write_kit
+
+        with console.status("writing layers and networks"):
+            path = write_kit(settings, script)
+        console.print(
+            f"{path}: copy this folder to the other machine, run it there with: python measure.py, and carry "
+            "latency.json back",
+            soft_wrap=True,
+            highlight=False,
+        )
+        return
+    if output.exists() and not force:
+        raise ExperimentError(f"{output} is there already; name another file with -o, or use --force")
+    from nni_cssnas.judge.latencies import measure_table
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with console.status("measuring layers and networks"):
+        table, errors = measure_table(settings, held_out=check)
+    table.save(output)
+    error = "" if table.error is None else f", error {table.error:.1%} on {len(table.networks)} networks"
+    console.print(
+        f"{output}: {len(table.times)} layers on {table.device} ({table.threads} threads){error}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    if errors:
+        off = sorted(abs(one) for one in errors)
+        console.print(
+            f"{check} other random networks: median error {statistics.median(off):.1%}, largest {off[-1]:.1%}",
+            soft_wrap=True,
+            highlight=False,
+        )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.genotype import NAMED_GENOTYPES
+from nni_cssnas.spaces.architecture import entry_file
 
 __all__ = ["searches_of"]
 
@@ -60,8 +61,8 @@ def _meant(member: str, items: Sequence[str], text: str) -> list[int]:
 def _deduced(item: str) -> str:
     if item in NAMED_GENOTYPES:
         return item
-    path = Path(item)
     try:
+        path = entry_file(Path(item))
         folder = path if path.is_dir() else path.parent if path.is_file() else None
     except (OSError, ValueError):  # a text that is no path
         folder = None

@@ -12,12 +12,13 @@ from nni_cssnas.base.device import resolve_device
 from nni_cssnas.config import ProxyConfig, TargetConfig
 from nni_cssnas.genotype import Choices, Genotype
 from nni_cssnas.scores.cost import cells_cost, latency, multiply_adds, num_parameters
+from nni_cssnas.scores.latency_table import LatencyTable
 from nni_cssnas.spaces.backbone import Backbone
 from nni_cssnas.spaces.cell import CellSpace
 from nni_cssnas.spaces.encoding import decode
 from nni_cssnas.spaces.network import CellNetwork
 
-__all__ = ["TARGET_COSTS", "Costs", "record_costs"]
+__all__ = ["TARGET_COSTS", "Costs", "record_costs", "target_network", "target_size"]
 
 TARGET_COSTS = ("params", "macs", "latency_ms")
 """Parameters and multiply-adds without classifier and auxiliary head, and the median time of one image's forward pass."""
@@ -39,6 +40,8 @@ class Costs:
         All of ``proxy.yml``.
     space
         The space as it is scored.
+    table
+        Predicts latencies; without it each is measured.
 
     Attributes
     ----------
@@ -46,11 +49,12 @@ class Costs:
         Told every latency that is measured.
     """
 
-    def __init__(self, config: ProxyConfig, space: Any) -> None:
+    def __init__(self, config: ProxyConfig, space: Any, table: LatencyTable | None = None) -> None:
         self.config = config
         self.space = space
         self.target = config.target or TargetConfig()
         self.has_cells = isinstance(space, CellSpace)
+        self.table = table
         self.on_measured: Callable[[Choices, float], None] | None = None
         self._measured: dict[str, tuple[Choices, float]] = {}
 
@@ -70,7 +74,7 @@ class Costs:
             genotype = self.space.genotype_of(sample)
             if wanted & {"params", "macs"}:
                 found = cells_cost(genotype, self.target)
-            size = _size(self.target)
+            size = target_size(self.target)
         else:
             size = self.config.views.input_size or self.config.images.size
             model = Backbone(self.space.freeze(sample), size, self.config.space.classifier)
@@ -78,11 +82,13 @@ class Costs:
                 found["params"] = float(num_parameters(model))
             if "macs" in wanted:
                 found["macs"] = float(multiply_adds(model, (3, size, size)))
-        if "latency_ms" in wanted:
+        if "latency_ms" in wanted and self.table is not None:
+            found["latency_ms"] = self.table.predict(genotype)
+        elif "latency_ms" in wanted:
             key = repr(sorted(choices.items()))
             if key not in self._measured:
                 if self.has_cells:
-                    model = _network(genotype, self.target)
+                    model = target_network(genotype, self.target)
                 self.remember(choices, self._latency(model, size))
                 if self.on_measured is not None:
                     self.on_measured(*self._measured[key])
@@ -123,9 +129,11 @@ def record_costs(
     return {name: measured[name] for name in TARGET_COSTS[:2] if name in measured}
 
 
-def _size(target: TargetConfig) -> int:
+def target_size(target: TargetConfig) -> int:
+    """Edge of the images of the network that will be trained."""
     return target.size or (224 if target.stem == "imagenet" else 32)
 
 
-def _network(genotype: Genotype, target: TargetConfig) -> CellNetwork:
+def target_network(genotype: Genotype, target: TargetConfig) -> CellNetwork:
+    """The network that will be trained, without classifier."""
     return CellNetwork(genotype, target.num_cells, target.channels, stem=target.stem)

@@ -12,6 +12,7 @@ from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import ConfigError, SpaceError
 from nni_cssnas.genotype import Choices
 from nni_cssnas.judge.costs import TARGET_COSTS, Costs
+from nni_cssnas.judge.latencies import read_table
 from nni_cssnas.spaces.encoding import changed_choices, random_choices
 from nni_cssnas.spaces.factory import make_space
 
@@ -36,13 +37,14 @@ class Feasibility:
     Raises
     ------
     CssnasError
-        If the space cannot be used.
+        If the space cannot be used, or the table of latencies is of another space, other networks or another device.
     """
 
     def __init__(self, limits: ConstraintsConfig, config: ProxyConfig) -> None:
         self.config = config
         self.space = make_space(config.scored_space)
-        self.costs = Costs(config, self.space)
+        table = None if limits.latency is None else read_table(limits.latency, config)
+        self.costs = Costs(config, self.space, table)
         given = {name: getattr(limits, f"max_{name}") for name in TARGET_COSTS}
         self.limits: dict[str, float] = {name: limit for name, limit in given.items() if limit is not None}
 
@@ -132,7 +134,8 @@ class Feasibility:
 
     @property
     def _tries(self) -> int:
-        return TRIES if self.costs.has_cells and "latency_ms" not in self.limits else FEW_TRIES
+        measures = "latency_ms" in self.limits and self.costs.table is None
+        return TRIES if self.costs.has_cells and not measures else FEW_TRIES
 
 
 def _number(value: float) -> str:

@@ -17,7 +17,7 @@ from nni_cssnas.spaces.encoding import decode, encode
 from nni_cssnas.spaces.factory import Space, make_space
 from nni_cssnas.spaces.network import CellNetwork
 
-__all__ = ["Architecture", "read_architecture", "set_classifier"]
+__all__ = ["Architecture", "entry_file", "read_architecture", "set_classifier"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def read_architecture(
         return _of_text(genotype)
     assert space is not None
     assert sample is not None
-    path = sample / "sample.json" if sample.is_dir() else _entry(sample)
+    path = sample / "sample.json" if sample.is_dir() else entry_file(sample)
     data = _json(_text(path), path)
     if not isinstance(data, dict) or "normal" in data:
         what = "a genotype; leave --space and --sample out" if isinstance(data, dict) else type(data).__name__
@@ -169,7 +169,7 @@ def _choices(space: Space, data: dict[str, Any]) -> dict[str, Any]:
         return choices
 
 
-def _entry(path: Path) -> Path:
+def entry_file(path: Path) -> Path:
     """The file of an entry of a front, which is named without its ending: ``screened/front-2``."""
     with_ending = path.with_name(f"{path.name}.json") if path.name else path
     return with_ending if not path.exists() and with_ending.is_file() else path
@@ -177,7 +177,7 @@ def _entry(path: Path) -> Path:
 
 def _of_text(text: str) -> Architecture:
     try:
-        path = _entry(Path(text))
+        path = entry_file(Path(text))
         if path.is_dir():
             found = [file for file in (path / "genotype.json", path / "best" / "genotype.json") if file.is_file()]
             if not found:

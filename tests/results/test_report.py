@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import nni_cssnas
 from nni_cssnas.cli import app
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.errors import ConfigError, ExperimentError
+from nni_cssnas.errors import ConfigError, CssnasError, ExperimentError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.results.pictures import (
     good_trials,
@@ -243,6 +243,20 @@ def test_the_front_of_an_experiment(experiment: Path, tmp_path: Path) -> None:
         CliRunner().invoke(app, [*command[:4], "params", *command[5:]], catch_exceptions=False)
     shown = json.loads(CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False).stdout)
     assert [item["name"] for item in shown] == [row["name"] for row in rows]
+
+
+def test_an_entry_of_the_front_is_named_by_the_experiments_id(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(app, ["best", str(experiment), "--front"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    monkeypatch.setattr("nni_cssnas.results.experiments.find_experiment", lambda name: experiment)
+    nni_cssnas.export("a1b2c3d4/front-1", tmp_path / "net.py", cells=3, channels=4)
+    assert nni_cssnas.best(experiment).front[0].genotype == Genotype.parse(
+        (experiment / "best/front-1.json").read_text()
+    )
+    with pytest.raises(CssnasError, match=r"front-99"):
+        nni_cssnas.export("a1b2c3d4/front-99", tmp_path / "other.py")
 
 
 def test_an_objective_that_no_trial_reports_is_one_line(experiment: Path) -> None:

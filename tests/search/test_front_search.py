@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 import nni_cssnas
 from nni_cssnas.base.pareto import hypervolume
 from nni_cssnas.cli import app
+from nni_cssnas.comparison.searches import searches_of
 from nni_cssnas.config import ProxyConfig, TargetConfig
 from nni_cssnas.errors import ConfigError, ExperimentError, SpaceError
 from nni_cssnas.genotype import Genotype
@@ -330,3 +332,58 @@ def test_what_is_not_in_the_space_cannot_be_begun_with() -> None:
     found = nni_cssnas.screen(config=SETTINGS, num=1, workers=1, start="DARTS_V2")
     space = Screener(ProxyConfig(**SETTINGS)).space
     assert [item.choices for item in found.found] == [space.sample_of(Genotype.parse("DARTS_V2"))]
+
+
+# ---- spaces without cells -------------------------------------------------------------------------
+
+TINY = """
+from nni.nas.nn.pytorch import LayerChoice, ModelSpace
+from torch import nn
+
+
+class Tiny(ModelSpace):
+    def __init__(self):
+        super().__init__()
+        kernels = lambda label: LayerChoice([nn.Conv2d(6, 6, k, padding=k // 2) for k in (1, 3, 5, 7)], label=label)
+        self.blocks = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), kernels("one"), nn.ReLU(), kernels("two"), nn.ReLU())
+        self.head = nn.Linear(6, 10)
+
+    def forward(self, x):
+        return self.head(self.blocks(x).mean((2, 3)))
+"""
+
+
+def test_a_space_of_the_users_own_has_a_front_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tiny_front_space.py").write_text(TINY)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    settings = {"space": {"name": "tiny_front_space:Tiny"}, "images": SETTINGS["images"], "threads": 1}
+    (tmp_path / "proxy.yml").write_text(json.dumps(settings))
+    said = run(*COMMAND, "--objective", "params", "--max-params", "3000")
+    assert "costs are those of the networks without classifier" in said
+
+    def size(row: dict[str, str]) -> int:
+        kernels = [(1, 3, 5, 7)[int(row[label])] for label in ("one", "two")]
+        return 3 * 6 * 9 + 6 + sum(36 * kernel**2 + 6 for kernel in kernels)
+
+    rows = table("found/front.csv")
+    assert all(float(row["params"]) == size(row) <= 3000 for row in rows)
+    assert len(rows) > 1
+    last = rows[-1]["name"]
+    assert json.loads(Path(f"found/{last}.json").read_text()) == {
+        label: int(rows[-1][label]) for label in ("one", "two")
+    }
+    run("export", "--space", "tiny_front_space:Tiny", "--sample", f"found/{last}", "-o", "net.onnx", "-f", "onnx")
+    around = (*COMMAND[:-1], "around", "--max-params", "3000")
+    run(*around, "--from", f"found/{last}")
+    assert float(table("around/screen.csv")[0]["score"]) >= float(rows[-1]["score"])
+    with pytest.raises(ConfigError, match=r"max_params is 20, but the smallest network of tiny_front_space:Tiny"):
+        run(*COMMAND[:-1], "none", "--max-params", "20")
+
+
+def test_entries_of_a_front_are_of_one_search() -> None:
+    for name in ("found/front-1.json", "found/front-2.json", "other/front-1.json"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("{}")
+    assert searches_of(["found/front-1", "found/front-2", "other/front-1"], ()) == searches_of(
+        ["found/front-1.json", "found/front-2.json", "other/front-1.json"], ()
+    )
