@@ -195,7 +195,7 @@ class _Table:
     ) -> list[Params]:
         """Candidates, most promising first; trials that run count as if they had the given losses."""
         losses = np.array([loss for _, loss in self.trials] + [loss for _, loss in running], dtype=float)
-        num_finite = int(np.isfinite(losses.reshape(len(losses), -1)).all(axis=1).sum())
+        num_finite = int(np.isfinite(losses if losses.ndim == 1 else losses.sum(axis=1)).sum())
         if len(losses) < args.n_startup_jobs or not num_finite:
             return [_random(rng, space)]
         numbers = [math.ceil(share * min(num_finite, FEW)) for share in args.shares]

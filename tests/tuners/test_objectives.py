@@ -111,7 +111,7 @@ def test_finds_more_of_the_front_than_chance(objectives: dict[str, str]) -> None
     for seed in range(4):
         rng = np.random.default_rng(seed)
         drawn.append(volume([{name: f"v{rng.integers(5)}" for name in CHOICES} for _ in range(100)], names))
-    assert min(found) > max(drawn)
+    assert np.mean(found) > np.mean(drawn) + np.std(drawn)
 
 
 def test_running_trials_differ_and_the_search_goes_on() -> None:
