@@ -57,11 +57,11 @@ class OptunaTuner:
         self._space = space
 
     def generate_parameters(self, number: int) -> dict[str, Any]:
-        for _ in range(REPEATS):
+        for attempt in range(REPEATS + 1):
             trial = self._study.ask()
             parameters = {name: trial.suggest_categorical(name, spec["_value"]) for name, spec in self._space.items()}
             key = json.dumps(parameters, sort_keys=True)
-            if key not in self._known:
+            if key not in self._known or attempt == REPEATS:
                 break
             self._tell(trial, self._known[key])
         self._running[number] = key, trial

@@ -11,7 +11,7 @@ by its true accuracy. Candidates that the table (or the file) does not hold are 
     python experiments/benchmarks/search.py --table nasbench201.csv.gz --front
 
 searches for the front between accuracy and number of parameters, and prints the hypervolume of what was found as a share of
-that of the whole table, measured from the table's worst accuracy and its largest number of parameters.
+that of the table's front. It is measured from a tenth of the front's range beyond its worst accuracy and its most parameters.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from rich.progress import track
 from rich.table import Table
 from tables import default_table, nasbench201, read_table
 
-from nni_cssnas.base.selection import marginal_volumes
+from nni_cssnas.base.selection import marginal_volumes, non_dominated
 from nni_cssnas.errors import ConfigError, CssnasError
 from nni_cssnas.measures import DEFAULT_WEIGHTS
 from nni_cssnas.scores.combine import combine
@@ -189,8 +189,9 @@ class FrontOracle:
     def __init__(self, truth: Mapping[str, float], params: Mapping[str, float]) -> None:
         self.values = {arch: (truth[arch], -params[arch]) for arch in truth}
         table = np.array(list(self.values.values()))
-        self._worst = table.min(axis=0)
-        self._whole = marginal_volumes(table[np.lexsort(table.T)[::-1]], self._worst).sum()
+        front = table[non_dominated(table)]
+        self._reference = front.min(axis=0) - 0.1 * (front.max(axis=0) - front.min(axis=0))
+        self._whole = marginal_volumes(front, self._reference).sum()
         self._found: list[tuple[float, float]] = []
 
     def ask(self, arch: str) -> dict[str, float] | None:
@@ -202,7 +203,7 @@ class FrontOracle:
 
     @property
     def curve(self) -> list[float]:
-        volumes = marginal_volumes(np.array(self._found), self._worst)
+        volumes = marginal_volumes(np.array(self._found), self._reference)
         return list(100 * volumes.cumsum() / self._whole)
 
 

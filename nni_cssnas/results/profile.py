@@ -36,7 +36,7 @@ def num_random_trials(profile: dict[str, Any]) -> int | None:
     name = str(tuner.get("className") or tuner.get("name") or "").rpartition(".")[2]
     arguments = tuner.get("classArgs") or {}
     if name in ("Tpe", "TPE", "CssnasTPE"):
-        return int((arguments.get("tpe_args") or {}).get("n_startup_jobs", 20))
+        return int((arguments.get("tpe_args") or {}).get("n_startup_jobs", 10))
     if name in ("Hyperopt", "CssnasHyperopt"):
         return int(arguments.get("n_startup_jobs", 20))
     return None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import cProfile
 import itertools
+import math
 import threading
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from nni import NoMoreTrialError, dump
 from nni.algorithms.hpo.tpe_tuner import TpeTuner
 
+from nni_cssnas.errors import ConfigError
 from nni_cssnas.tuners.base import finite_score
 from nni_cssnas.tuners.tpe import Tpe
 
@@ -35,14 +37,6 @@ def run(tuner: Any, choices: dict[str, Any], trials: int) -> tuple[list[dict[str
         tuner.receive_trial_result(number, parameters, objective(parameters))
         tuner.trial_end(number, True)
     return proposals, max(map(objective, proposals))
-
-
-def test_until_the_first_duplicate_it_is_nnis_tpe() -> None:
-    choices = space(14, 8)
-    ours, _ = run(Tpe(seed=3), choices, 60)
-    theirs, _ = run(TpeTuner("maximize", seed=3), choices, 60)
-    same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=True))))
-    assert same > 20  # past the random start, so the estimator itself is compared
 
 
 def test_searches_better_than_nnis_which_turns_into_a_grid() -> None:
@@ -143,20 +137,94 @@ def test_resumed_trials_are_known_and_not_repeated() -> None:
     assert not [item for item in fresh if item in proposals]
 
 
+def learned(choices: dict[str, Any], trials: int = 40, **arguments: Any) -> Tpe:
+    """A tuner that knows random trials; every fourth failed."""
+    tuner = Tpe(seed=1, **arguments)
+    tuner.update_search_space(choices)
+    other = Tpe(seed=2, tpe_args={"n_startup_jobs": 1000})
+    other.update_search_space(choices)
+    rng = np.random.default_rng(3)
+    for number in range(trials):
+        score = None if number % 4 == 0 else float(rng.normal())
+        tuner.import_data([{"parameter": other.generate_parameters(number), "value": score}])
+    return tuner
+
+
+@pytest.mark.parametrize("gamma", [0.2, (0.05, 0.1, 0.4)])
+def test_the_promise_is_the_formula(gamma: Any) -> None:
+    """The mean over the splits of sum(log l - log g), each choice counted in plain loops."""
+    choices = space(4, 3)
+    tuner = learned(choices, tpe_args={"gamma": gamma, "n_ei_candidates": 12, "prior_weight": 0.7})
+    candidates = tuner._table.suggest(tuner.args, tuner.rng, tuner.space, [])
+    trials = sorted(tuner._table.trials, key=lambda trial: trial[1])
+    shares = gamma if isinstance(gamma, tuple) else (gamma,)
+    promises = []
+    for candidate in candidates:
+        promise = 0.0
+        for share in shares:
+            number = math.ceil(share * 30)  # of the 40, 10 failed
+            for key, value in candidate.items():
+                good = sum(params[key] == value for params, _ in trials[:number])
+                bad = sum(params[key] == value for params, _ in trials[number:])
+                promise += math.log((good + 0.7) / (number + 3 * 0.7)) - math.log((bad + 0.7) / (40 - number + 3 * 0.7))
+        promises.append(promise / len(shares))
+    assert len(candidates) == 12
+    assert promises == pytest.approx(sorted(promises, reverse=True))
+    assert promises[0] > promises[-1]
+
+
+def test_numbers_are_drawn_where_good_ones_are() -> None:
+    tuner = Tpe(seed=0)
+    tuner.update_search_space(
+        {
+            "x": {"_type": "uniform", "_value": [0, 10]},
+            "y": {"_type": "normal", "_value": [0, 3]},
+            "n": {"_type": "randint", "_value": [0, 5]},
+        }
+    )
+    errors = []
+    for number in range(80):
+        parameters = tuner.generate_parameters(number)
+        errors.append(abs(parameters["x"] - 7) + abs(parameters["y"] + 2) + abs(parameters["n"] - 3))
+        tuner.receive_trial_result(number, parameters, -errors[-1])
+        tuner.trial_end(number, True)
+    assert np.mean(errors[-20:]) < 0.5 * np.mean(errors[:10])
+
+
+@pytest.mark.parametrize("objectives", [None, {"score": "maximize", "size": "minimize"}])
 @pytest.mark.parametrize("running", [0, 3])
-def test_the_estimator_is_nnis_for_every_kind_of_choice(running: int, mixed: dict[str, Any]) -> None:
-    choices = space(4, 5) | mixed
-    ours, theirs = Tpe(seed=2, tpe_args={"n_startup_jobs": 8}), TpeTuner("maximize", 2, {"n_startup_jobs": 8})
-    for tuner in (ours, theirs):
-        tuner.update_search_space(choices)
+def test_every_kind_of_choice_is_proposed_from_what_was_learned(
+    running: int, objectives: Any, mixed: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    constant = {"one": {"_type": "uniform", "_value": [2, 2]}}
+    tuner = Tpe(seed=2, tpe_args={"n_startup_jobs": 8}, objectives=objectives)
+    tuner.update_search_space(space(4, 5) | mixed | constant)
     rng = np.random.default_rng(0)
     for number in range(60):
-        first, second = (tuner.generate_parameters(number) for tuner in (ours, theirs))
-        assert first == second
+        parameters = tuner.generate_parameters(number)
+        assert 1e-4 <= parameters["lr"] <= 1
+        assert parameters["width"] in range(8, 65, 8)
+        assert ("k" in parameters["block"]) == (parameters["block"]["_name"] == "a")
         if number >= running:
-            score = float(rng.normal())
-            for tuner in (ours, theirs):
-                tuner.receive_trial_result(number - running, tuner._params[number - running], score)
+            metric = {"default": float(rng.normal()), "size": float(rng.normal())}
+            tuner.receive_trial_result(number - running, parameters, metric)
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+@pytest.mark.parametrize("gamma", [0, 1, -0.1, (), (0.1, 2), "0.1", True, [None]])
+def test_wrong_shares_are_refused(gamma: Any) -> None:
+    with pytest.raises(ConfigError, match=r"gamma is .*; it must be a number between 0 and 1, or a list of such"):
+        Tpe(tpe_args={"gamma": gamma})
+
+
+def test_what_was_seen_is_passed_over() -> None:
+    tuner = learned(space(2, 4), trials=13, tpe_args={"n_startup_jobs": 5})
+    known = {tuner.dedup.key(params) for params, _ in tuner._table.trials}
+    for number in range(3):
+        tuner.generate_parameters(number)
+    assert len(tuner.dedup.seen) == len(known) + 3 == 16
+    with pytest.raises(NoMoreTrialError):
+        tuner.generate_parameters(3)
 
 
 def test_a_proposal_is_quick_after_thousands_of_trials() -> None:
