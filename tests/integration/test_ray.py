@@ -191,7 +191,9 @@ def fails(sent: Any) -> Any:
     raise ImagesError("no such folder")
 
 
-def test_what_kills_its_workers_and_what_fails_is_named(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_kills_its_workers_and_what_fails_is_named(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(on_ray, "DEATHS", 2)
     with on_ray.connected(nodes.address) as cluster:
         pool = on_ray.Workers(cluster, fails, number=1)
@@ -214,6 +216,7 @@ def test_what_kills_its_workers_and_what_fails_is_named(nodes: Nodes, monkeypatc
                 finish[1]()
             assert finish[0]() == (3, "sent")
             assert finish[2]() == (4, "sent")
+            assert not capfd.readouterr().out  # with --json nothing else may be there
         finally:
             pool.end()
 
