@@ -89,6 +89,8 @@ def cluster() -> Iterator[on_ray.Cluster]:
             _node_ip_address="127.0.0.2",
             _temp_dir=folder,
         )
+        if __name__ != "__main__":  # the workers cannot import this file
+            ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
         try:
             with on_ray.connected("auto") as found:
                 yield found

@@ -104,9 +104,26 @@ def connected(address: str, gpus_per_worker: float | None = None) -> Iterator[Cl
         return
     _connect(ray, address)
     try:
-        yield Cluster(ray, gpus_per_worker)
+        with _silent():
+            yield Cluster(ray, gpus_per_worker)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep Ray from printing to stdout that a worker has died, which is no news here and would be in the way of ``--json``."""
+    from ray._private import worker
+
+    printing = getattr(worker, "print_to_stdstream", None)
+    if printing is None:  # another version has another name for it
+        yield
+        return
+    worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = printing
 
 
 def _connect(ray: Any, address: str) -> None:
