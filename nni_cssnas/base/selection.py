@@ -15,6 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["best_rows", "marginal_volumes", "non_dominated", "widest_subset"]
 
+MANY = 150
+"""Rows of one rank that are compared by volume; of more, about so many are."""
+
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
@@ -165,7 +168,10 @@ def best_rows(values: ArrayLike, number: int) -> Indices:
 def _widest(front: Numbers, number: int) -> Indices:
     low, high = front.min(axis=0), front.max(axis=0)
     unit = np.where(high > low, high - low, 1.0)
-    return widest_subset((front - low) / unit, np.full(front.shape[1], -0.1), number)
+    # Of a huge front, every second row or fewer: neighbours are much alike, and a proposal must not take long.
+    step = max(1, len(front) // max(MANY, number))
+    some = np.arange(0, len(front), step)
+    return some[widest_subset((front[some] - low) / unit, np.full(front.shape[1], -0.1), number)]
 
 
 class _Boxes:
