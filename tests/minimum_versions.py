@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("bohb",)
-TOOLS = ("hypothesis", "playwright", "pytest", "pytest-timeout", "pytest-xdist", "ruff")
+TOOLS = ("hypothesis", "optuna", "playwright", "pytest", "pytest-timeout", "pytest-xdist", "ruff")
 """Of the extra ``dev``, what the fast tests need."""
 
 

@@ -22,8 +22,8 @@ def table(tmp_path: Path) -> Path:
     path = tmp_path / "table.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["arch", "cifar10_test"])
-        writer.writerows([arch, 50 + 5 * arch.count("3x3~")] for arch in archs)
+        writer.writerow(["arch", "cifar10_test", "params"])
+        writer.writerows([arch, 50 + 5 * arch.count("3x3~"), 1 + arch.count("conv_3x3")] for arch in archs)
     return path
 
 
@@ -56,3 +56,29 @@ def test_the_oracle_judges_what_was_chosen_without_labels() -> None:
 def test_a_file_without_scores_is_refused(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert search.main(["--table", str(table), "--score", str(table)]) == 2
     assert "is no scores.csv" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", search.FRONT_SEARCHES)
+def test_every_search_for_the_front_tells_its_share(name: str, table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--front", "--tuners", name, "--seeds", "2", "--evaluations", "30", "--out", str(out)]
+    assert search.main(["--table", str(table), *arguments]) == 0
+    mean, low, high = json.loads((out / "search.json").read_text())[f"{name}-30"]
+    assert 0 < low <= mean <= high <= 100
+
+
+def test_the_share_of_the_front_by_hand() -> None:
+    oracle = search.FrontOracle({"a": 90.0, "b": 80.0, "c": 70.0}, {"a": 20.0, "b": 10.0, "c": 30.0})
+    # The front is a and b; the reference is (79, 21), so a has 11 x 1, b 1 x 11, and both together 21.
+    assert oracle.ask("c") == {"default": 70.0, "params": 30.0}
+    assert oracle.ask("x") is None
+    assert [oracle.ask(arch) is not None for arch in "ab"] == [True, True]
+    assert oracle.curve == pytest.approx([0.0, 100 * 11 / 21, 100.0])
+
+
+def test_without_optuna_it_says_so_in_one_line(
+    table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert search.main(["--table", str(table), "--tuners", "optuna", "--seeds", "1"]) == 2
+    assert "error: optuna cannot be imported" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def test_toy_scores_what_was_proposed() -> None:
 def test_a_proposal_is_timed_for_each_tuner(capsys: pytest.CaptureFixture[str]) -> None:
     assert proposal.main(["--trials", "30"]) == 0
     printed = capsys.readouterr().out
-    for name in ("Tpe", "Hyperopt", "hyperopt.tpe.suggest"):
+    for name in ("Tpe", "Tpe, three objectives", "Hyperopt", "hyperopt.tpe.suggest"):
         assert re.search(rf"^{re.escape(name)}: \d+ ms a proposal, -?\d+ MB", printed, re.MULTILINE)
 
 
