@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nni_cssnas.base.device import to_cpu, wait_for
-from nni_cssnas.base.modules import feature_tensor, pooled
+from nni_cssnas.base.modules import feature_tensor, pooled, walk
 from nni_cssnas.errors import SpaceError
 from nni_cssnas.scores.cost import multiply_adds
 from nni_cssnas.scores.paths import activations_on_paths, are_all_products
@@ -195,7 +195,7 @@ def _pass(model: nn.Module, images: Tensor, stages: Sequence[str], classifier: s
     if "macs" in needs:
         handles += [
             module.register_forward_hook(on_layer)
-            for name, module in model.named_modules()
+            for name, module in walk(model)
             if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and name != classifier
         ]
     images = images.detach().clone().requires_grad_()

@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from nni_cssnas.base.modules import evaluation_mode
+from nni_cssnas.base.modules import evaluation_mode, walk
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES, find_measure
 from nni_cssnas.scores.combine import WORST, is_dead
@@ -35,7 +35,7 @@ def initialise(model: nn.Module, seed: int) -> None:
     # Not torch.manual_seed, which seeds every accelerator for every layer: half the time of a score.
     generators = [torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)]
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        for name, module in model.named_modules():
+        for name, module in walk(model):
             for generator in generators:
                 generator.manual_seed((zlib.crc32(name.encode()) + seed * 1_000_003) % 2**63)
             reset = getattr(module, "reset_parameters", None)
@@ -156,18 +156,9 @@ def average_scores(
     """
     if not draws:
         raise ConfigError("draws is empty; give the views of at least one initialisation")
-    device = draws[0][0].device
-    weights = []
-    for index in range(len(draws)):
-        # On the CPU, so that every device scores the same network.
-        initialise(_moved(model, torch.device("cpu")), seed * 1_009 + index)
-        weights.append([tensor.detach().clone() for tensor in _state(model)])
-    state = _state(_moved(model, device))
+    seeds = [seed * 1_009 + index for index in range(len(draws))]
     found = []
-    for views, drawn in zip(draws, weights, strict=True):
-        with torch.no_grad():
-            for tensor, value in zip(state, drawn, strict=True):
-                tensor.copy_(value, non_blocking=True)
+    for views, _ in zip(draws, _initialisations(model, seeds, draws[0][0].device), strict=True):
         scores = untrained_scores(model, *views, stages=stages, classifier=classifier, components=components, macs=macs)
         macs = int(scores["macs"]) if "macs" in scores else macs
         found.append(scores)
@@ -176,11 +167,29 @@ def average_scores(
     return {name: mean(scores[name] for scores in found) for name in components}
 
 
+def _initialisations(model: nn.Module, seeds: Sequence[int], device: torch.device) -> Iterator[None]:
+    """The model on the device with one set of weights after the other, drawn on the CPU: every device scores the same network."""
+    home = torch.device("cpu")
+    if device == home:
+        for seed in seeds:
+            initialise(_moved(model, home), seed)
+            yield
+        return
+    weights = []
+    for seed in seeds:
+        initialise(_moved(model, home), seed)
+        weights.append([tensor.detach().clone() for tensor in _state(model)])
+    state = _state(_moved(model, device))
+    for drawn in weights:
+        with torch.no_grad():
+            for tensor, value in zip(state, drawn, strict=True):
+                tensor.copy_(value, non_blocking=True)
+        yield
+
+
 def _state(model: nn.Module) -> list[Tensor]:
     """Parameters and buffers; ``parameters()`` and ``buffers()`` take ten times as long for many small layers."""
-    held = [
-        tensor for module in model.modules() for tensor in (*module._parameters.values(), *module._buffers.values())
-    ]
+    held = [tensor for _, module in walk(model) for tensor in (*module._parameters.values(), *module._buffers.values())]
     return [tensor for tensor in held if tensor is not None]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nni_cssnas.base.modules import evaluation_mode, feature_tensor, pooled
+from nni_cssnas.base.modules import evaluation_mode, feature_tensor, pooled, walk
 from nni_cssnas.errors import SpaceError, nearest
 
 __all__ = ["Backbone", "Stage", "Structure", "inspect"]
@@ -103,7 +103,7 @@ def inspect(model: nn.Module, size: int, classifier: str | None = None) -> Struc
         If the images are smaller than the total stride, the network fails on them, the classifier
         does not exist, or the features cannot be found; the message names the module to give.
     """
-    modules = dict(model.named_modules())
+    modules = dict(walk(model))
     if classifier and classifier not in modules:
         raise SpaceError(f"classifier {classifier!r} is not a module of the network{nearest(classifier, modules)}")
     probe = _Probe(model, size)
@@ -138,7 +138,7 @@ class _Probe:
         self.inputs: dict[str, Any] = {}
         self.shapes: dict[str, torch.Size] = {}  # in the order in which the modules finished
         self.results: dict[str, Any] = {}
-        names = {module: name for name, module in model.named_modules()}
+        names = {module: name for name, module in walk(model)}
         open_modules: list[nn.Module] = []
 
         def before(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -250,8 +250,8 @@ def _find_classifier(probe: _Probe, modules: dict[str, nn.Module]) -> str | None
 
 
 def _find_stages(model: nn.Module, probe: _Probe, classifier: str | None) -> tuple[Stage, ...]:
-    names = {module: name for name, module in model.named_modules()}
-    modules = dict(model.named_modules())
+    names = {module: name for name, module in walk(model)}
+    modules = dict(walk(model))
 
     def is_map(name: str) -> bool:
         shape = probe.shapes.get(name)
@@ -274,26 +274,26 @@ def _find_stages(model: nn.Module, probe: _Probe, classifier: str | None) -> tup
             return any(len(list(child.children())) > 0 for child in module.children())
         return resolutions(names[module]) > 2
 
-    def walk(module: nn.Module, in_chain: bool, opened: set[str]) -> Iterator[str]:
+    def descend(module: nn.Module, in_chain: bool, opened: set[str]) -> Iterator[str]:
         for child in module.children():
             name = names[child]
             if name == classifier:
                 continue
             if expands(child) or name in opened:
-                yield from walk(child, True, opened)
+                yield from descend(child, True, opened)
             elif is_map(name) and _counts(child, in_chain, probe.inputs[name], probe.shapes[name]):
                 yield name
 
     order = {name: position for position, name in enumerate(probe.shapes)}
     opened: set[str] = set()
-    found = sorted(dict.fromkeys(walk(model, _is_chain(model), opened)), key=order.__getitem__)
+    found = sorted(dict.fromkeys(descend(model, _is_chain(model), opened)), key=order.__getitem__)
     while len(found) < 3:
         # Everything in one wrapper: look into the largest block that holds a chain of blocks.
         wrappers = [name for name in found if _holds_chain(modules[name])]
         if not wrappers:
             break
         opened.add(max(wrappers, key=lambda name: len(list(modules[name].modules()))))
-        found = sorted(dict.fromkeys(walk(model, _is_chain(model), opened)), key=order.__getitem__)
+        found = sorted(dict.fromkeys(descend(model, _is_chain(model), opened)), key=order.__getitem__)
     stages = []
     for name in found:
         shape = probe.shapes[name]
