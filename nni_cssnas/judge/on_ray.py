@@ -135,10 +135,9 @@ def _connect(ray: Any, address: str) -> None:
             raise ExperimentError(
                 f"--ray is {address!r}, but {problem}; start Ray there (`ray start --head`), or correct the address"
             )
-    # By itself Ray tries for minutes.
-    os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _environment("RAY_gcs_server_port_wait_time_s", "1"):  # by itself Ray tries for minutes
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # RuntimeError, ConnectionError, ValueError, TimeoutError, those of gRPC, ...
         reason = one_line(error)[:300]
         remedy = "start Ray (`ray start --head`), or correct the address"
@@ -149,6 +148,19 @@ def _connect(ray: Any, address: str) -> None:
         raise ExperimentError(
             f"--ray is {address!r}, but there is no cluster to connect to ({reason}); {remedy}"
         ) from None
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Within the block an environment variable has this value if it had none: a cluster that is started later is to wait longer."""
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _resolved(address: str) -> str:

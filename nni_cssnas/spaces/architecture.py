@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,13 @@ def _of_text(text: str) -> Architecture:
             if not found:
                 raise GenotypeError(f"folder {path} holds no genotype.json; make it with: nni-cssnas best -o {path}")
             path = found[0]
+        elif not path.is_file() and re.fullmatch("front-[0-9]+", path.name) and path.parent.is_dir():
+            there = sorted((file.stem for file in path.parent.glob("front-*.json")), key=lambda name: (len(name), name))
+            raise GenotypeError(
+                f"{path.parent} has no {path.name}; its front has {' to '.join(dict.fromkeys([there[0], there[-1]]))}"
+                if there
+                else f"{path.parent} holds no front, so no {path.name}; `nni-cssnas best --front` or `screen --objective` writes one"
+            )
         elif not path.is_file():
             return Architecture(genotype=Genotype.parse(text))
     except OSError:  # a text that is too long for a file's name

@@ -60,7 +60,7 @@ def test_toy_prints_every_tuner_on_every_space(capsys: pytest.CaptureFixture[str
     assert toy.main(["--trials", "4", "--seeds", "1"]) == 0
     printed = capsys.readouterr().out
     for name in toy.TUNERS:
-        (line,) = [line for line in printed.splitlines() if line.startswith(f"│ {name} ")]
+        line = next(line for line in printed.splitlines() if line.startswith(f"│ {name} "))
         assert len(re.findall(r"-?\d+\.\d\d", line)) >= len(toy.SPACES)
 
 

@@ -368,7 +368,7 @@ def damage_screening_log(rng: random.Random, folder: Path) -> str:
     whole = {line for line in b"".join(damaged).splitlines(keepends=True) if line in lines}
     for key, (name, row) in rows.items():
         method: Callable[..., Any] = getattr(screening.Screener, name)
-        remembered = screening._Memory(log).recalling(method, partial(_measure_again, name))
+        remembered = screening.Memory(log).recalling(method, partial(_measure_again, name))
         result = remembered(json.loads(key))()
         line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
         if line in whole:

@@ -255,7 +255,7 @@ def test_an_entry_of_the_front_is_named_by_the_experiments_id(
     assert nni_cssnas.best(experiment).front[0].genotype == Genotype.parse(
         (experiment / "best/front-1.json").read_text()
     )
-    with pytest.raises(CssnasError, match=r"front-99"):
+    with pytest.raises(CssnasError, match=r"no front-99"):
         nni_cssnas.export("a1b2c3d4/front-99", tmp_path / "other.py")
 
 
