@@ -158,10 +158,6 @@ def best_rows(values: ArrayLike, number: int) -> Indices:
         members = left[front]
         if sum(len(of_row[member]) for member in members) > number - len(chosen):
             members = members[_widest(rows[members], number - len(chosen))]
-            # An equal row adds no volume, so each comes once before any comes again.
-            chosen.extend(of_row[member][0] for member in members)
-            chosen.extend(index for member in members for index in of_row[member][1:])
-            break
         for member in members:
             chosen.extend(of_row[member])
         left = np.delete(left, front)

@@ -736,13 +736,15 @@ class Workers:
                     f"workers of Ray die as they start, the last on {actor.node} ({reason[:300]}); what was done is kept, "
                     "and the same command goes on"
                 )
-        for job in actor.batches[0] if actor.batches else ():  # the one that it was at
+        batches = list(actor.batches)
+        actor.batches.clear()
+        for job in batches[0] if batches else ():  # the one that it was at
             job.deaths += 1
             if job.deaths == DEATHS:
-                raise ExperimentError(
+                job.done = True
+                job.error = ExperimentError(
                     f"a worker of Ray died {DEATHS} times while it worked on {job.item}, the last on {actor.node} "
                     f"(out of memory?: {reason[:300]}); what was done is kept, and the same command goes on"
                 )
-        self._queue.extendleft(job for jobs in reversed(actor.batches) for job in reversed(jobs))
-        actor.batches.clear()
+        self._queue.extendleft(job for jobs in reversed(batches) for job in reversed(jobs) if not job.done)
         self._grow()
