@@ -6,6 +6,7 @@ So values that belong together stay together, which the product of each choice's
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ class Mixture:
         return np.asarray(logsumexp(total, axis=1) - math.log(self.number))
 
 
-class _Kernel:
+class _Kernel(ABC):
     """Of one choice: around each of the centers; the prior where a center is NaN."""
 
     def __init__(self, spec: Any, centers: Numbers) -> None:
@@ -85,9 +86,9 @@ class _Kernel:
     def draw(self, rng: np.random.Generator, component: int) -> Any:
         return random_tuner.suggest_parameter(rng, self.spec)
 
+    @abstractmethod
     def log_density(self, values: Numbers) -> Numbers:
         """``(values, centers)``."""
-        raise NotImplementedError
 
 
 class _Constant(_Kernel):
