@@ -43,7 +43,7 @@ from typing import Any
 import psutil
 
 from nni_cssnas.config import ProxyConfig
-from nni_cssnas.judge import on_ray
+from nni_cssnas.judge import on_ray, ray_workers
 from nni_cssnas.judge.screening import Memory, Screened, Screener
 from nni_cssnas.measures import DEFAULT_WEIGHTS
 from nni_cssnas.search.explore import explore, open_log
@@ -99,9 +99,9 @@ def cluster() -> Iterator[on_ray.Cluster]:
 
 
 @contextmanager
-def stubs(found: on_ray.Cluster, seconds: float) -> Iterator[on_ray.Workers]:
+def stubs(found: on_ray.Cluster, seconds: float) -> Iterator[ray_workers.Workers]:
     """Two workers that are ready."""
-    pool = on_ray.Workers(found, partial(make_stub, seconds), number=2)
+    pool = ray_workers.Workers(found, partial(make_stub, seconds), number=2)
     try:
         for finish in [pool.start("screen", choices) for choices in Screener(small()).random(4, 1)]:
             finish()
@@ -171,7 +171,7 @@ def driver(number: int) -> dict[str, float]:
     with cluster() as found:
         screener = Screener(small())
         for size in sizes:
-            on_ray.BATCH_MOST = size
+            ray_workers.BATCH_MOST = size
             with stubs(found, 0.0) as pool, tempfile.TemporaryDirectory() as folder:
                 spread = on_ray.spread_over(pool, open_log(screener, Path(folder)))
                 start = time.process_time()

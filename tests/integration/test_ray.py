@@ -23,7 +23,7 @@ from ray.cluster_utils import Cluster as Nodes
 import nni_cssnas
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ExperimentError, ImagesError
-from nni_cssnas.judge import on_ray
+from nni_cssnas.judge import on_ray, ray_workers
 from nni_cssnas.judge.screening import Screener
 from nni_cssnas.results.screening_log import LOG_NAME
 from nni_cssnas.search.screen import Step
@@ -194,15 +194,15 @@ def fails(sent: Any) -> Any:
 def test_what_kills_its_workers_and_what_fails_is_named(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(on_ray, "DEATHS", 2)
+    monkeypatch.setattr(ray_workers, "DEATHS", 2)
     with on_ray.connected(nodes.address) as cluster:
-        pool = on_ray.Workers(cluster, fails, number=1)
+        pool = ray_workers.Workers(cluster, fails, number=1)
         try:
             with pytest.raises(ExperimentError, match=r"node .* of Ray's cluster cannot be used: no such folder"):
                 pool.start("work", 1)()
         finally:
             pool.end()
-        pool = on_ray.Workers(cluster, Stub, "sent", number=1)
+        pool = ray_workers.Workers(cluster, Stub, "sent", number=1)
         try:
             arrived: list[Any] = []
             finish = [pool.start("work", item, arrived.append) for item in (1, "fail", 2)]
@@ -223,7 +223,7 @@ def test_what_kills_its_workers_and_what_fails_is_named(
 
 def test_other_versions_are_refused_and_named(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     with on_ray.connected(nodes.address) as cluster:
-        pool = on_ray.Workers(cluster, Stub, number=1)
+        pool = ray_workers.Workers(cluster, Stub, number=1)
         try:
             assert pool.start("work", 1)() == (1, None)
             # A node that comes later with another version is left out, and the search waits for others.

@@ -19,7 +19,8 @@ from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, DeviceError, ExperimentError, ImagesError
 from nni_cssnas.images.pool import SomeImages, StreamedImages
 from nni_cssnas.judge import on_ray
-from nni_cssnas.judge.on_ray import Cluster, Workers, connected
+from nni_cssnas.judge.on_ray import Cluster, connected
+from nni_cssnas.judge.ray_workers import Workers
 from nni_cssnas.judge.screening import Proposals, Screener
 from nni_cssnas.spaces.factory import make_space
 from nni_cssnas.spaces.identity import space_key, users_files
