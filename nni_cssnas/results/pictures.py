@@ -46,8 +46,8 @@ SETTINGS = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
-NAMED = 12
-"""So many of a front carry their names."""
+NAME_SIZE = (45.0, 12.0)
+"""Width and height of a name in a picture, in points; of names that would overlap, only the first is written."""
 
 AXES = {
     "macs": ("multiply-adds (millions)", 1e6),
@@ -129,24 +129,27 @@ def front_picture(
     y = np.array([score for _, _, score in ordered])
     # With more than two objectives it is no line: what lies below the others is better in the third.
     axes.plot(x, y, "o-" if (np.diff(y) > 0).all() else "o", color=ORANGE, markersize=5, linewidth=1.5, label="front")
-    shown = (
-        range(len(ordered)) if len(ordered) <= NAMED else np.linspace(0, len(ordered) - 1, NAMED).round().astype(int)
-    )
-    for index in shown:
-        axes.annotate(
-            ordered[index][0],
-            (x[index], y[index]),
-            (4, 5),
-            textcoords="offset points",
-            color=ORANGE,
-            fontsize=9,
-        )
     everything = np.array([score for _, score in points] or y)
     low = float(np.percentile(everything, 2)) if len(everything) >= 50 else float(everything.min())
     low = min(low, float(y.min()))
     margin = 0.08 * (float(everything.max()) - low) or 1.0
     axes.set_ylim(low - margin, float(everything.max()) + margin)
-    axes.margins(x=0.08)
+    axes.margins(x=0.13)
+    places = axes.transData.transform(np.column_stack([x, y])) * 72 / figure.dpi  # in points
+    named: list[int] = []
+    for index in (0, len(ordered) - 1, *range(1, len(ordered) - 1)):  # the ends in any case
+        if all((abs(places[index] - places[other]) >= NAME_SIZE).any() for other in named):
+            named.append(index)
+            # A front rises to the right, so its line passes below.
+            axes.annotate(
+                ordered[index][0],
+                (x[index], y[index]),
+                (-4, 4),
+                textcoords="offset points",
+                ha="right",
+                color=ORANGE,
+                fontsize=9,
+            )
     axes.set_xlabel(name)
     axes.set_ylabel("score (larger is better)")
     axes.legend(loc="lower right", frameon=False)
