@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 
 import nni  # noqa: F401  its import sets the level of its logger
@@ -9,6 +10,10 @@ import pytest
 
 # Two cores are shared with whatever else runs; one thread makes times and bits repeatable.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray takes its token once a process, from HOME, which tests change, and says so to its own processes by the environment,
+# which tests restore: both for the whole process, here.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -76,9 +76,10 @@ def make_stub(seconds: float, sent: Any) -> Stub:
 @contextmanager
 def cluster() -> Iterator[on_ray.Cluster]:
     """Ray on this machine alone."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
 
+    before = dict(os.environ)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         ray.init(
             num_cpus=2,
@@ -96,6 +97,8 @@ def cluster() -> Iterator[on_ray.Cluster]:
                 yield found
         finally:
             ray.shutdown()
+            os.environ.clear()  # Ray writes its own into it
+            os.environ.update(before)
 
 
 @contextmanager

@@ -16,14 +16,15 @@ from tables import nasbench201
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """Half of a made-up table: an architecture is as good as it has convolutions."""
+    """Half of a made-up table: convolutions are good and cost parameters, pooling is a little good and costs nothing."""
     rng = np.random.default_rng(0)
     archs = sorted({nasbench201.random_arch(rng) for _ in range(4000)})
     path = tmp_path / "table.csv"
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["arch", "cifar10_test", "params"])
-        writer.writerows([arch, 50 + 5 * arch.count("3x3~"), 1 + arch.count("conv_3x3")] for arch in archs)
+        counted = [(arch, arch.count("conv_3x3"), arch.count("pool_3x3")) for arch in archs]
+        writer.writerows([arch, 50 + 5 * conv + pool, 1 + conv] for arch, conv, pool in counted)
     return path
 
 
