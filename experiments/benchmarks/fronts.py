@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from tables import adapter, read_table, recognise, truths_of
+from tables import adapter, open_csv, read_table, recognise, truths_of
 
 from nni_cssnas.base.pareto import hypervolume, pareto_front, reference_point
 from nni_cssnas.errors import ConfigError, CssnasError
@@ -55,9 +55,9 @@ def read_scores(path: Path, cost: str) -> dict[str, tuple[float, float]]:
         If the file cannot be read, or lacks a measure or the cost.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with open_csv(path) as file:
             rows = list(csv.DictReader(file))
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, EOFError, ValueError, csv.Error) as error:
         raise ConfigError(f"--scores is {str(path)!r}: {error}") from None
     needed = ("arch", cost, *DEFAULT_WEIGHTS)
     for name in needed:

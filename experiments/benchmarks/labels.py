@@ -12,6 +12,7 @@ the rank correlations with the accuracy, and the difference of either pair with 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -122,6 +123,12 @@ def run(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     ]
     accuracies = np.array([entry.accuracy for entry in entries])
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    if args.out:
+        with args.out.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["arch", truth, *columns])
+            for entry, row in zip(entries, rows, strict=True):
+                writer.writerow([entry.arch, entry.accuracy, *(f"{value:.6g}" for value in row.values())])
     table = Table(title=f"{benchmark}, {truth}: {len(entries)} architectures, {args.batch} images (seed {args.seed})")
     for head in ("measure", "contrastive", "labels", "contrastive - labels"):
         table.add_column(head, justify="left" if head == "measure" else "right", no_wrap=True)
@@ -149,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=16, help="edge of the views in pixels (default: 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the draw, the weights and the views (default: 0)")
     parser.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (default: 1000)")
+    parser.add_argument("--out", type=Path, help="CSV of every architecture's values")
     console = Console()
     if not console.is_terminal:
         console.width = 120

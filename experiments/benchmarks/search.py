@@ -33,7 +33,7 @@ from peers import OptunaTuner
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from tables import default_table, nasbench201, read_table
+from tables import default_table, nasbench201, open_csv, read_table
 
 from nni_cssnas.base.selection import marginal_volumes, non_dominated
 from nni_cssnas.errors import ConfigError, CssnasError
@@ -218,10 +218,10 @@ def interval(values: NDArray[np.float64]) -> tuple[float, float]:
 def label_free(path: Path) -> dict[str, float]:
     """The default untrained score of every row of a ``scores.csv``, from its measures."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with open_csv(path) as file:
             rows = list(csv.DictReader(file))
         parts = [{name: float(row[name]) for name in DEFAULT_WEIGHTS} for row in rows]
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, EOFError, KeyError, ValueError) as error:
         raise ConfigError(
             f"{path} is no scores.csv of rank_correlation.py with --scores untrained ({error!r}); write it anew"
         ) from None
@@ -302,7 +302,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in dict.fromkeys(steps):
         report.add_column(f"{number} evaluations", justify="right")
     lines = {}
+    rows: list[list[Any]] = []
     for name, values in curves.items():
+        for seed, curve in enumerate(values, args.first_seed):
+            rows.append([name, seed, *(f"{curve[number - 1]:.4f}" for number in dict.fromkeys(steps))])
         cells = []
         for number in dict.fromkeys(steps):
             at = values[:, number - 1]
@@ -313,8 +316,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(report)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "search.json").write_text(json.dumps(lines, indent=1))
+    with (args.out / "search.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["tuner", "seed", *dict.fromkeys(steps)], *rows])
     plot(curves, args.out / "search.png", label)
-    console.print(f"search.json and search.png are in {args.out}")
+    console.print(f"search.csv (a row for each seed), search.json and search.png are in {args.out}")
     return 0
 
 

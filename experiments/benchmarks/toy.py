@@ -5,16 +5,18 @@
 
 Every value of every choice has a worth, drawn once from a standard normal distribution; an architecture's score is the sum.
 Prints the best score found, with 95 % intervals over the seeds, and how many proposals were repeated; then, by how much ours
-is better than each of the others on the same objectives (paired differences).
+is better than each of the others on the same objectives (paired differences). ``--out FILE`` writes a row for each search.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import logging
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--tuners", nargs="+", choices=TUNERS, default=list(TUNERS))
+    parser.add_argument("--out", type=Path, help="CSV of every search")
     args = parser.parse_args(arguments)
     console = Console()
     last = args.first_seed + args.seeds - 1
@@ -76,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for count, size in SPACES:
         table.add_column(f"{count} choices of {size}", justify="right")
     results: dict[str, list[NDArray[np.float64]]] = {}
+    rows: list[list[Any]] = []
     for name in args.tuners:
         cells = []
         results[name] = []
@@ -89,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 2
             scores = np.array([score for score, _ in found])
             results[name].append(scores)
+            rows += [[name, count, size, seed, *values] for seed, values in zip(numbers, found, strict=True)]
             repeated = sum(number for _, number in found) / len(found)
             cells.append(f"{_mean(scores)} ({repeated:.1f})")
         table.add_row(name, *cells)
@@ -97,6 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             differences = [ours - other for ours, other in zip(results["ours"], results[name], strict=True)]
             table.add_row(f"ours - {name}", *map(_mean, differences))
     console.print(table)
+    if args.out:
+        with args.out.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["tuner", "choices", "values", "seed", "best", "repeated"], *rows])
     return 0
 
 

@@ -31,7 +31,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ __all__ = [
     "default_table",
     "draw",
     "longest_path",
+    "open_csv",
     "read_table",
     "recognise",
     "truths_of",
@@ -223,10 +224,17 @@ def longest_path(edges: Iterable[tuple[int, int, int]], inputs: Iterable[int], o
     return max((longest[state] for state in outputs if state in longest), default=0)
 
 
+def open_csv(path: Path) -> TextIO:
+    """A CSV file for reading, plain or ``.gz``."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", newline="", encoding="utf-8")  # type: ignore[return-value]
+    return path.open(newline="", encoding="utf-8")
+
+
 def _rows(path: Path, needed: Sequence[str]) -> Iterable[tuple[int, dict[str, str]]]:
     """Line and content of each row. Raises ConfigError if the file cannot be read or lacks a column."""
     try:
-        with gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="") as file:
+        with open_csv(path) as file:
             reader = csv.DictReader(file)
             fields = reader.fieldnames or []
             for name in needed:
