@@ -46,6 +46,9 @@ def test_every_search_ends_after_its_evaluations(name: str, table: Path, tmp_pat
     mean, low, high = json.loads((out / "search.json").read_text())[f"{name}-30"]
     assert 60 <= low <= mean <= high <= 80
     assert (out / "search.png").stat().st_size > 5000
+    rows = list(csv.DictReader((out / "search.csv").open()))
+    assert [(row["tuner"], row["seed"]) for row in rows] == [(name, "0"), (name, "1")]
+    assert sum(float(row["30"]) for row in rows) / 2 == pytest.approx(mean, abs=1e-3)
 
 
 def test_the_oracle_judges_what_was_chosen_without_labels() -> None:

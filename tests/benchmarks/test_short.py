@@ -48,6 +48,24 @@ def test_end_to_end_finds_an_architecture_of_the_table(tmp_path: Path, capsys: p
     assert (tmp_path / "out" / "end_to_end.csv").read_bytes() == before
 
 
+def test_end_to_end_within_half_of_the_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archs = ["|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|".format(*some) for some in product(nasbench201.OPERATIONS, repeat=6)]
+    table = tmp_path / "table.csv"
+    lines = [f"{arch},{50 + arch.count('conv')},{arch.count('conv')}\n" for arch in archs]
+    table.write_text("arch,cifar10_test,params\n" + "".join(lines))
+    images = tmp_path / "images.npz"
+    np.savez(images, images=np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), dtype=np.uint8))
+    small = ["--size", "8", "--random", "3", "--guided", "1", "--workers", "1", "--seeds", "4", "--small"]
+    assert (
+        end_to_end.main(["--table", str(table), "--images", str(images), *small, "--out", str(tmp_path / "out")]) == 0
+    )
+    (row,) = csv.DictReader((tmp_path / "out" / "end_to_end.csv").open())
+    counts = [arch.count("conv") for arch in archs]
+    assert row["arch"].count("conv") <= np.median(counts)
+    kept = [count for count in counts if count <= np.median(counts)]
+    assert f"% of {len(kept)};" in capsys.readouterr().out.replace("\n", " ")
+
+
 def test_end_to_end_without_a_table_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -56,8 +74,9 @@ def test_end_to_end_without_a_table_is_one_line(
     assert capsys.readouterr().err.startswith("error: no table was given")
 
 
-def test_toy_prints_every_tuner_on_every_space(capsys: pytest.CaptureFixture[str]) -> None:
-    assert toy.main(["--trials", "4", "--seeds", "1"]) == 0
+def test_toy_prints_every_tuner_on_every_space(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert toy.main(["--trials", "4", "--seeds", "1", "--out", str(tmp_path / "toy.csv")]) == 0
+    assert len(list(csv.DictReader((tmp_path / "toy.csv").open()))) == len(toy.TUNERS) * len(toy.SPACES)
     printed = capsys.readouterr().out
     for name in toy.TUNERS:
         line = next(line for line in printed.splitlines() if line.startswith(f"│ {name} "))
@@ -112,7 +131,11 @@ def test_gradients_with_labels_and_without(tmp_path: Path, capsys: pytest.Captur
         tmp_path / "images.npz", images=rng.integers(0, 256, (16, 16, 16, 3), dtype=np.uint8), labels=np.arange(16) % 3
     )
     command = ["--table", str(table), "--images", str(tmp_path / "images.npz"), "--sample", "4", "--size", "8"]
-    assert labels.main([*command, "--batch", "8", "--resamples", "5"]) == 0
+    out = tmp_path / "labels.csv"
+    assert labels.main([*command, "--batch", "8", "--resamples", "5", "--out", str(out)]) == 0
+    rows = list(csv.DictReader(out.open()))
+    assert sorted(row["arch"] for row in rows) == sorted(archs)
+    assert all(50 <= float(row["cifar10_test"]) < 54 and float(row["labels zico"]) for row in rows)
     printed = capsys.readouterr().out
     assert all(re.search(rf"{name}.*\[[+-]", printed) for name in labels.MEASURES)
     assert labels.main([*command, "--batch", "99"]) == 2
