@@ -23,10 +23,15 @@ from nni.nas.evaluator import Evaluator
 from torch import nn
 
 from nni_cssnas.base.files import write_atomically
+from nni_cssnas.bridge import pairing
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, ExperimentError, ImagesError, SpaceError
+from nni_cssnas.genotype import Choices, Genotype
+from nni_cssnas.judge.costs import Costs
+from nni_cssnas.judge.latencies import read_table
 from nni_cssnas.judge.proxy import Candidate, Proxy, ProxyResult, candidate_seed
 from nni_cssnas.results.records import TrialRecord
+from nni_cssnas.spaces.factory import make_space
 
 __all__ = ["ProxyEvaluator"]
 
@@ -120,7 +125,9 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         if self.record_dir is None and folder is not None:
             before = TrialRecord.finished_before(folder, parameters, self.config.model_dump(mode="json"))
             if before is not None:
-                return _tell(ProxyResult(before.score or 0.0, before.components, tuple(before.epoch_losses)))
+                found = ProxyResult(before.score or 0.0, before.components, tuple(before.epoch_losses))
+                genotype = None if before.genotype is None else Genotype.from_dict(before.genotype)
+                return _tell(found, self._beside(parameters, genotype, found.components))
         with _RecordWriter(folder, parameters, seed, self.config) as journal:
             proxy = self._proxy()
             if self.record_dir is None and journal.folder is not None:
@@ -138,8 +145,24 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
                     nni.report_intermediate_result({"default": _so_far(losses, self.config), "loss": loss})
 
             result = proxy.score(model, seed, on_epoch)
+            beside = self._beside(parameters, genotype, result.components)
+            latency = {name: beside[name] for name in beside if name == "latency_ms"}
+            result = replace(result, components=result.components | latency)
             journal.note(status="succeeded", score=result.score, components=result.components)
-        return _tell(result)
+        return _tell(result, beside)
+
+    def _beside(
+        self, parameters: Choices, genotype: Genotype | None, components: Mapping[str, float]
+    ) -> dict[str, float]:
+        """What the score is weighed against: costs of the network that will be trained, and the tuner's ``objectives``."""
+        arguments = pairing.tuner_arguments()
+        names = [name for name in arguments.get("objectives") or () if name not in ("score", "default")]
+        if "latency_ms" not in names:
+            return Costs(self.config, None).beside(names, parameters, genotype, components)
+        path = (arguments.get("constraints") or {}).get("latency")
+        table = None if path is None else read_table(Path(path), self.config)
+        costs = Costs(self.config, make_space(self.config.scored_space), table)
+        return costs.beside(names, parameters, genotype, components)
 
     def _proxy(self) -> Proxy:
         """The judge, ready to work; kept, for a sequential NasExperiment judges many candidates in one process."""
@@ -237,9 +260,9 @@ def _so_far(losses: list[float], config: ProxyConfig) -> float:
     return losses[0] - losses[-1] if config.contrastive.criterion == "drop" else -losses[-1]
 
 
-def _tell(result: ProxyResult) -> ProxyResult:
+def _tell(result: ProxyResult, beside: Mapping[str, float]) -> ProxyResult:
     if _inside_nni():
-        nni.report_final_result(result.metric())
+        nni.report_final_result(result.metric(beside))
     return result
 
 

@@ -374,7 +374,7 @@ def _check_algorithm(section: str, given: Any, base: Path, trials: Path, proxy: 
         _check_arguments(algorithm)
     if proxy is not None:
         _check_mode(algorithm)
-        _check_objectives(algorithm.arguments.get("objectives"))
+        _check_objectives(algorithm.arguments.get("objectives"), proxy)
         if section == "assessor":
             _check_assessor(algorithm, proxy)
 
@@ -486,12 +486,14 @@ def _check_mode(algorithm: _Algorithm) -> None:
         )
 
 
-def _check_objectives(objectives: Any) -> None:
+def _check_objectives(objectives: Any, proxy: ProxyConfig) -> None:
     """Refuse objectives of a tuner that the trials of this package do not report, or that want the worst network."""
     if not isinstance(objectives, dict):
         return
     scores = ("score", "default")
-    known = (*scores, *COSTS)
+    measures = () if proxy.score == "contrastive" else tuple(proxy.untrained.weights)
+    trained = () if proxy.score == "untrained" else ("loss", "drop", "alignment", "uniformity")
+    known = (*scores, *COSTS, "latency_ms", *measures, *trained)
     for name, mode in objectives.items():
         if name not in known:
             raise ConfigError(f"objectives names {name!r}, which no trial reports{nearest(name, known)}")

@@ -25,7 +25,7 @@ from nni.runtime.trial_command_channel.v3 import TrialCommandChannelV3
 from nni_cssnas.base.threads import wait_politely
 from nni_cssnas.errors import ExperimentError
 
-__all__ = ["OwnParametersChannel", "PlainChannel", "install", "share_cores", "trial_concurrency"]
+__all__ = ["OwnParametersChannel", "PlainChannel", "install", "share_cores", "trial_concurrency", "tuner_arguments"]
 
 
 class OwnParametersChannel(TrialCommandChannelV3):  # type: ignore[misc]
@@ -102,6 +102,18 @@ def trial_concurrency() -> int:
         return max(1, int(profile["params"]["trialConcurrency"]))
     except (requests.RequestException, ValueError, KeyError, TypeError):
         return 1
+
+
+def tuner_arguments() -> dict[str, Any]:
+    """The ``classArgs`` of this experiment's tuner; nothing where they cannot be asked."""
+    url = os.environ.get("NNI_TRIAL_COMMAND_CHANNEL", "")
+    if os.environ.get("NNI_PLATFORM") != "local" or "/env/" not in url:
+        return {}
+    try:
+        profile = requests.get(url.rsplit("/env/", 1)[0] + "/api/v1/nni/experiment", timeout=10).json()
+        return dict(profile["params"]["tuner"]["classArgs"])
+    except (requests.RequestException, ValueError, KeyError, TypeError):
+        return {}
 
 
 def share_cores(threads: int = 0) -> int:

@@ -95,6 +95,24 @@ class Costs:
             found["latency_ms"] = self._measured[key][1]
         return {name: found[name] for name in TARGET_COSTS if name in wanted}
 
+    def beside(
+        self, names: Iterable[str], choices: Choices, genotype: Genotype | None, measured: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Parameters and multiply-adds of an architecture that was scored, and each of ``names``: a cost or a measure.
+
+        What is no cost is taken from ``measured``, and a latency if it is there; what is neither is left out.
+
+        Raises
+        ------
+        SpaceError
+            If a latency is asked for, and the network that will be trained cannot be run.
+        """
+        found = {name: measured[name] for name in names if name in measured}
+        found |= record_costs(genotype, self.config.target, measured)
+        if "latency_ms" in names and "latency_ms" not in measured:
+            found |= self.of(choices, ["latency_ms"])
+        return found
+
     def remember(self, choices: Choices, latency_ms: float) -> None:
         """A latency that an earlier run has measured."""
         self._measured[repr(sorted(choices.items()))] = (dict(choices), latency_ms)

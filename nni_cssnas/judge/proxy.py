@@ -69,12 +69,13 @@ class ProxyResult:
     components: dict[str, float]
     epoch_losses: tuple[float, ...] = ()
 
-    def metric(self) -> dict[str, float]:
-        """NNI's final metric: ``default`` is the score, beside it the costs.
+    def metric(self, beside: Mapping[str, float] | None = None) -> dict[str, float]:
+        """NNI's final metric: ``default`` is the score; by default the costs of the network that was judged are beside it.
 
         The portal makes an axis of each number, so the parts of the score are in the trial's record only.
         """
-        return {"default": self.score, **{name: self.components[name] for name in COSTS if name in self.components}}
+        judged = {name: self.components[name] for name in COSTS if name in self.components}
+        return {"default": self.score, **judged, **(beside or {})}
 
 
 def candidate_seed(config: ProxyConfig, choices: Choices) -> int:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, SpaceError, nearest
-from nni_cssnas.judge.costs import TARGET_COSTS, Costs, record_costs
+from nni_cssnas.judge.costs import TARGET_COSTS, Costs
 from nni_cssnas.judge.screening import Screened
 from nni_cssnas.scores.combine import DEAD
 
@@ -79,14 +79,10 @@ class Objectives:
         """Parameters, multiply-adds and each of the names; nothing of what cannot be run, or has a dead score."""
         if not item.components or not math.isfinite(item.score) or item.score <= DEAD:
             return {}
-        found = {name: item.components[name] for name in self.names if name in item.components}
-        found |= record_costs(item.genotype, self._costs.config.target, item.components)
-        if "latency_ms" in self.names:
-            try:
-                found |= self._costs.of(item.choices, ["latency_ms"])
-            except SpaceError:  # the narrow network runs, and the one of the target does not fit its images
-                return {}
-        return found
+        try:
+            return self._costs.beside(self.names, item.choices, item.genotype, item.components)
+        except SpaceError:  # the narrow network runs, and the one of the target does not fit its images
+            return {}
 
     def values(self, item: Screened) -> tuple[float, ...]:
         """The score, then minus each objective: larger is better. NaN where there is none."""

@@ -145,6 +145,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         self._screener: Any = None
         self._standing: Any = None  # the same on a cluster of Ray
         self._feasibility: Any = None
+        self._costs: Any = None  # of what was screened
 
     # ---- what a subclass gives --------------------------------------------------------------------
 
@@ -486,7 +487,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             screened = screened or self._screener.screen(parameters)
             if not self._searches_trade_offs:
                 return (float(screened.score),)
-            known = {**screened.components, SCORE: screened.score}
+            known = {**self._beside(screened), SCORE: screened.score}
             # What screening does not measure is the same for all, so it decides nothing.
             scores = tuple(float(known.get(name, 0.0)) for name in self.objectives.names)
             return tuple(-loss for loss in self.objectives.losses(scores))
@@ -497,6 +498,22 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             else:
                 _logger.exception("%s cannot be screened", parameters)
             return (-math.inf,) * len(self.objectives.names)
+
+    def _beside(self, screened: Any) -> dict[str, float]:
+        """The objectives beside the score of what was screened, as a trial would report them."""
+        from nni_cssnas.judge.costs import Costs
+        from nni_cssnas.spaces.factory import make_space
+
+        if self._costs is None:
+            if self._feasibility is not None:
+                self._costs = self._feasibility.costs
+            else:
+                assert self._screen_proxy is not None
+                self._costs = Costs(self._screen_proxy, make_space(self._screen_proxy.scored_space))
+        found: dict[str, float] = self._costs.beside(
+            self.objectives.names, screened.choices, screened.genotype, screened.components
+        )
+        return found
 
     # ---- history ----------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from nni_cssnas.results import records
 from nni_cssnas.results.records import read_records
 from nni_cssnas.scores.combine import DEAD
 from nni_cssnas.spaces import random_choices
+from nni_cssnas.spaces.network import CellNetwork
 
 ARGUMENTS = {"num_nodes": 4, "num_cells": 3, "channels": 4}
 
@@ -272,6 +273,31 @@ def test_nni_is_told_the_score_and_the_costs(samples: list[dict[str, Any]]) -> N
     result = evaluator.run(lambda: space.freeze(samples[0]), samples[0])
     assert list(result.metric()) == ["default", "params", "macs"]
     assert {"loss", "depth", "macs"} <= result.components.keys()
+
+
+def test_nni_is_told_what_the_tuner_asks_for(
+    samples: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, float]] = []
+    objectives = {"score": "maximize", "latency_ms": "minimize", "effective_macs": "minimize"}
+    monkeypatch.setattr("nni_cssnas.bridge.pairing.tuner_arguments", lambda: {"objectives": objectives})
+    monkeypatch.setattr("nni_cssnas.bridge.evaluator._inside_nni", lambda: True)
+    monkeypatch.setattr("nni.report_final_result", told.append)
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "trial"))
+    target = {"num_cells": 4, "channels": 12, "size": 16}
+    settings = config(score="untrained", untrained=SMALL, target=target)
+    space = CellSpace(**ARGUMENTS)
+    for _ in range(2):  # the second time a finished trial tells its record again
+        ProxyEvaluator(settings).run(lambda: space.freeze(samples[0]), samples[0])
+    assert told[0] == told[1]
+    assert set(told[0]) == {"default", "params", "macs", "latency_ms", "effective_macs"}
+    (record,) = read_records(tmp_path)
+    assert told[0]["latency_ms"] == record.components["latency_ms"] > 0
+    assert told[0]["effective_macs"] == record.components["effective_macs"]
+    # Parameters are those of the network that will be trained, counted here on the network itself.
+    trained = CellNetwork(space.freeze(samples[0]).genotype, num_cells=4, channels=12)
+    assert told[0]["params"] == sum(parameter.numel() for parameter in trained.parameters())
+    assert told[0]["params"] > record.components["params"]
 
 
 @pytest.mark.parametrize("writes", [1, 4])

@@ -156,6 +156,28 @@ def test_algorithms_that_cannot_be(section: str, given: Any, message: str, check
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("score", "objectives", "message"),
+    [
+        ("untrained", {"score": "maximize", "params": "minimize", "latency_ms": "minimize"}, None),
+        ("untrained", {"score": "maximize", "effective_macs": "minimize"}, None),
+        ("contrastive", {"score": "maximize", "uniformity": "minimize"}, None),
+        ("untrained", {"score": "maximize", "latency": "minimize"}, "objectives names 'latency', which no trial reports; did you mean 'latency_ms'"),
+        ("untrained", {"score": "maximize", "uniformity": "minimize"}, "objectives names 'uniformity', which no trial reports"),
+        ("contrastive", {"score": "maximize", "depth": "minimize"}, "objectives names 'depth', which no trial reports"),
+        ("untrained", {"score": "minimize", "macs": "minimize"}, "objectives: score is 'minimize', but the score of a trial is better when it is larger"),
+    ],
+)  # fmt: skip
+def test_objectives_are_what_a_trial_reports(score: str, objectives: Any, message: str | None, check: Check) -> None:
+    given = {"className": "nni_cssnas.tuners.tpe.Tpe", "codeDirectory": ".", "classArgs": {"objectives": objectives}}
+    if message is None:
+        assert check(tuner=given, proxy=f"score: {score}") == 16
+        return
+    with pytest.raises(ConfigError, match=message) as caught:
+        check(tuner=given, proxy=f"score: {score}")
+    assert len(str(caught.value).splitlines()) == 1
+
+
 OWN = """
 class Plain:
     def __init__(self, depth, optimize_mode="minimize"): ...

@@ -30,8 +30,10 @@ def manager() -> Iterator[Any]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             name = self.path.rsplit("/", 1)[1]
-            if "/api/" in self.path:
-                body: Any = {"hyperParameters": server.records.get(name, [])}
+            if self.path.endswith("/experiment"):
+                body: Any = server.experiment
+            elif "/api/" in self.path:
+                body = {"hyperParameters": server.records.get(name, [])}
             else:
                 body = {"type": "parameter", "parameter": server.queue.pop(0)}
             text = json.dumps(body).encode()
@@ -50,7 +52,7 @@ def manager() -> Iterator[Any]:
             pass
 
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.records, server.queue = {}, []
+    server.records, server.queue, server.experiment = {}, [], {}
     server.url = f"http://127.0.0.1:{server.server_address[1]}/prefix/env/local-env"
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     yield server
@@ -96,3 +98,15 @@ def test_which_channel(platform: str, url: str, kind: type | None, monkeypatch: 
     pairing.install()
     channel = trial_command_channel._channel
     assert channel is None if kind is None else type(channel) is kind
+
+
+def test_what_the_tuner_was_given(manager: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"objectives": {"score": "maximize", "latency_ms": "minimize"}}
+    manager.experiment = {"params": {"trialConcurrency": 3, "tuner": {"className": "x.Tpe", "classArgs": given}}}
+    assert pairing.tuner_arguments() == {}  # outside of NNI
+    monkeypatch.setenv("NNI_PLATFORM", "local")
+    monkeypatch.setenv("NNI_TRIAL_COMMAND_CHANNEL", f"{manager.url}/a")
+    assert pairing.tuner_arguments() == given
+    for other in ({"params": {"tuner": {"name": "TPE"}}}, {"params": {"advisor": {"name": "BOHB"}}}, {}):
+        manager.experiment = other
+        assert pairing.tuner_arguments() == {}

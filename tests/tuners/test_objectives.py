@@ -17,6 +17,8 @@ from nni_cssnas.bridge.strategies import TPE
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.judge.screening import Screened
 from nni_cssnas.results.records import TrialRecord
+from nni_cssnas.spaces import CellSpace, decode, random_choices
+from nni_cssnas.spaces.network import CellNetwork
 from nni_cssnas.tuners.failures import ENOUGH
 from nni_cssnas.tuners.journal import NAME
 from nni_cssnas.tuners.objectives import Objectives
@@ -239,6 +241,18 @@ class Screening:
     def screen(self, parameters: dict[str, str]) -> Screened:
         found = metric(parameters)
         return Screened(parameters, found["default"], {"params": found["params"]})
+
+
+def test_screening_counts_the_network_that_will_be_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("proxy.yml").write_text("images: {source: random}\ntarget: {num_cells: 5, channels: 7}\n")
+    space = CellSpace()
+    choices = random_choices(space, np.random.default_rng(0))
+    genotype = space.genotype_of(decode(space, choices))
+    made = tuner({"params": "minimize", "depth": "maximize"}, screen={"candidates": 2})
+    measured = Screened(choices, 0.5, {"params": 1.0, "depth": 3.0}, genotype)
+    network = CellNetwork(genotype, 5, 7)
+    assert made._untrained_scores(choices, measured) == (-sum(weight.numel() for weight in network.parameters()), 3.0)
 
 
 def test_screening_takes_what_no_other_candidate_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
