@@ -8,6 +8,9 @@ and prints the true accuracy of the best candidate found, with 95 % intervals ov
 from a ``scores.csv`` of ``rank_correlation.py`` instead of the true accuracy: then what is chosen without labels is judged
 by its true accuracy. Candidates that the table (or the file) does not hold are refused to every tuner alike, and cost nothing.
 
+``--prior FILE`` adds the tuner ``screened``: ours, which of 32 proposals has the one judged whose untrained score in such a
+file is best. Then only the architectures of that file are searched.
+
     python experiments/benchmarks/search.py --table nasbench201.csv.gz --front
 
 searches for the front between accuracy and number of parameters, and prints the hypervolume of what was found as a share of
@@ -37,8 +40,9 @@ from tables import default_table, nasbench201, open_csv, read_table
 
 from nni_cssnas.base.selection import marginal_volumes, non_dominated
 from nni_cssnas.errors import ConfigError, CssnasError
+from nni_cssnas.judge.screening import Screened
 from nni_cssnas.measures import DEFAULT_WEIGHTS
-from nni_cssnas.scores.combine import combine
+from nni_cssnas.scores.combine import DEAD, combine
 from nni_cssnas.tuners.tpe import Tpe
 
 EDGES = tuple((source, target) for target in (1, 2, 3) for source in range(target))
@@ -164,6 +168,28 @@ FRONT_SEARCHES: dict[str, Search] = {
 """Of ``--front``: ``optuna`` is Optuna's multi-objective TPE, ``nsga2`` its NSGA-II."""
 
 
+class Known:
+    """In the place of a screener: untrained scores that were computed before."""
+
+    def __init__(self, scores: Mapping[str, float]) -> None:
+        self.scores = scores
+
+    def screen(self, parameters: Mapping[str, str]) -> Screened:
+        return Screened(dict(parameters), self.scores.get(arch_of(parameters), DEAD), {})
+
+
+def screened(scores: Mapping[str, float], folder: Path) -> Search:
+    """Our TPE with ``screen: {candidates: 32}``, on scores that are known."""
+    (folder / "proxy.yml").write_text("images: {source: random}\n", encoding="utf-8")
+
+    def make(seed: int) -> Tpe:
+        tuner = Tpe(seed=seed, screen={"candidates": 32, "proxy": str(folder / "proxy.yml")})
+        tuner._screener = Known(scores)
+        return tuner
+
+    return with_tuner(make)
+
+
 class Oracle:
     """Answers a search from the table, and remembers after each evaluation how good its best candidate truly is."""
 
@@ -252,14 +278,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", type=Path, help="CSV with the columns arch and cifar10_test, plain or .gz")
     parser.add_argument("--score", type=Path, help="scores.csv of rank_correlation.py (default: the true accuracy)")
     parser.add_argument("--front", action="store_true", help="accuracy against params, by hypervolume")
-    parser.add_argument("--tuners", nargs="+", choices=[*SEARCHES, "nsga2"], help="default: all that can")
+    parser.add_argument("--prior", type=Path, help="scores.csv of rank_correlation.py, by which proposals are screened")
+    parser.add_argument("--tuners", nargs="+", choices=[*SEARCHES, "nsga2", "screened"], help="default: all that can")
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--evaluations", type=int, default=150)
     parser.add_argument("--out", type=Path, default=Path("runs/search"))
     args = parser.parse_args(arguments)
     console = Console()
-    searches = FRONT_SEARCHES if args.front else SEARCHES
+    searches = dict(FRONT_SEARCHES if args.front else SEARCHES)
+    if args.prior and (args.front or args.score):
+        parser.error("--prior screens a search by the true accuracy; leave out --front and --score")
+    if args.prior:
+        searches["screened"] = random_search  # until its scores are read
+    elif "screened" in (args.tuners or ()):
+        parser.error("--tuners screened needs --prior")
     for name in args.tuners or ():
         if name not in searches:
             parser.error(f"--tuners {name} {'does not search' if args.front else 'searches only'} with --front")
@@ -270,6 +303,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table = read_table(path, nasbench201.to_sample)
         truth = {entry.arch: entry.accuracy for entry in table}
         scores = truth if args.score is None else label_free(args.score)
+        if args.prior:
+            args.out.mkdir(parents=True, exist_ok=True)
+            prior = label_free(args.prior)
+            searches["screened"] = screened(prior, args.out.resolve())
+            scores = {arch: truth[arch] for arch in prior if arch in truth}
         scores = {arch: score for arch, score in scores.items() if arch in truth}
         if len(scores) < args.evaluations:
             raise ConfigError(f"evaluations is {args.evaluations}, but only {len(scores)} architectures have a score")

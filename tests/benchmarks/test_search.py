@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks")
 import search
 from tables import nasbench201
 
+from nni_cssnas.measures import DEFAULT_WEIGHTS
+
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
@@ -49,6 +51,25 @@ def test_every_search_ends_after_its_evaluations(name: str, table: Path, tmp_pat
     rows = list(csv.DictReader((out / "search.csv").open()))
     assert [(row["tuner"], row["seed"]) for row in rows] == [(name, "0"), (name, "1")]
     assert sum(float(row["30"]) for row in rows) / 2 == pytest.approx(mean, abs=1e-3)
+
+
+def test_a_prior_that_knows_the_truth_finds_it_at_once(table: Path, tmp_path: Path) -> None:
+    rows = list(csv.DictReader(table.open()))
+    scored = tmp_path / "scores.csv"
+    with scored.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["arch", *DEFAULT_WEIGHTS])
+        # Of the first two the logarithm counts: the score is a quarter of the accuracy.
+        writer.writerows(
+            [row["arch"], 1, 1, float(row["cifar10_test"]), *[0] * (len(DEFAULT_WEIGHTS) - 3)] for row in rows[::2]
+        )
+    out = tmp_path / "out"
+    arguments = ["--table", str(table), "--prior", str(scored), "--tuners", "screened", "random", "--seeds", "2"]
+    assert search.main([*arguments, "--evaluations", "25", "--out", str(out)]) == 0
+    found = json.loads((out / "search.json").read_text())
+    assert found["screened-25"][0] > found["random-25"][0]
+    with pytest.raises(SystemExit):
+        search.main(["--table", str(table), "--score", str(scored), "--prior", str(scored)])
 
 
 def test_the_oracle_judges_what_was_chosen_without_labels() -> None:
