@@ -334,12 +334,13 @@ class UntrainedConfig(Section):
 class ScreenConfig(Section):
     """A tuner's ``screen``: of ``candidates`` proposals, the best by the untrained score becomes the trial.
 
-    ``proxy`` is the ``proxy.yml`` that names space and images. 1 candidate is no screening. ``ray`` scores them on a cluster of
+    With ``cascade: 4`` only a quarter of them are scored, those with the most multiply-adds. ``proxy`` is the ``proxy.yml`` that names space and images. 1 candidate is no screening. ``ray`` scores them on a cluster of
     Ray, all at the same time: ``auto`` or its address, with so many ``workers`` as it has room for, or as are named, each of
     which takes ``gpus_per_worker``.
     """
 
     candidates: int = Field(8, ge=1, le=10**4)
+    cascade: int = Field(1, ge=1, le=1000)
     proxy: FilePath = Path("proxy.yml")
     ray: Annotated[str, AfterValidator(_address_of_ray)] | None = None
     workers: int | None = Field(None, ge=1, le=10**5)

@@ -69,6 +69,7 @@ def screen(
     recipe: str | None = None,
     num: int = 1000,
     guided: int = 0,
+    cascade: int = 1,
     minutes: float | None = None,
     seed: int | None = None,
     workers: int | None = None,
@@ -108,6 +109,8 @@ def screen(
     num, guided
         Random architectures, and those that are proposed after them: by TPE, or for several ``objectives`` and around ``start``
         by an evolution (:mod:`nni_cssnas.search.evolve`).
+    cascade
+        With 4, only a quarter of these architectures are scored: those with the most multiply-adds, which are counted first.
     minutes
         Stop after about that time.
     seed
@@ -211,6 +214,7 @@ def screen(
             objectives=objectives,
             limits=limits,
             origin=origin,
+            cascade=cascade,
             cluster=cluster,
             on_step=on_step or _nothing,
         )

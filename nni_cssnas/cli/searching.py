@@ -67,6 +67,12 @@ def screen(
     guided: Annotated[
         int, typer.Option("--guided", min=0, help="Then so many that are proposed from what was learned.")
     ] = 0,
+    cascade: Annotated[
+        int,
+        typer.Option(
+            "--cascade", min=1, help="With 4, score only the quarter of them that has the most multiply-adds."
+        ),
+    ] = 1,
     minutes: Annotated[float | None, typer.Option("--minutes", help="Stop after this time.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the draw, and of all that is scored.")] = None,
     objective: Annotated[
@@ -135,6 +141,7 @@ def screen(
                     recipe=recipe,
                     num=num,
                     guided=guided,
+                    cascade=cascade,
                     minutes=minutes,
                     seed=seed,
                     workers=workers,

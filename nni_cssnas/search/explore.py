@@ -7,6 +7,7 @@ are what ``nni-cssnas screen`` does, and use every core.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +39,9 @@ SHARE = 1 / 8
 REJECTED, HOPELESS = 20, 10_000
 """Proposals in a row that may break a limit before one is mended, and before the search ends."""
 
+GROUP = 8
+"""With a cascade, so many random architectures are chosen at a time, from ``cascade`` times as many."""
+
 PROPOSALS_PER_LAG = 25
 """Of many proposals, this part is made before the result of the first is known: so many workers have something to do. The number depends
 on the search alone, so that the proposals are the same on any number of workers."""
@@ -55,6 +59,8 @@ def explore(
     mend: Callable[[dict[str, Any], np.random.Generator], dict[str, Any] | None] | None = None,
     values: Callable[[Screened], Sequence[float]] | None = None,
     origin: Choices | None = None,
+    cascade: int = 1,
+    size: Callable[[Mapping[str, Any]], float] = lambda choices: 0.0,
 ) -> Iterator[Screened]:
     """Screen random architectures, then so many that a search proposes which has learned from them.
 
@@ -77,6 +83,10 @@ def explore(
         By default the score alone counts, and they are TPE's.
     origin
         The search begins with this architecture, and takes mutations of it in place of random ones.
+    cascade, size
+        Of so many architectures, only the one with the largest ``size`` is screened: of random ones the largest of every
+        :data:`GROUP` times as many, of TPE's proposals the largest of ``cascade``. ``num_random`` and ``num_guided`` count
+        those that are looked at.
     """
     end = math.inf if seconds is None else time.monotonic() + seconds
     rng = np.random.default_rng([seed, 1])
@@ -88,8 +98,11 @@ def explore(
 
     guide: _Tpe | _Evolved
     first = _drawn(screener, seed, allowed, fitting)
+    if cascade > 1:
+        first = _largest(first, num_random, cascade, size)
+        num_random, num_guided = math.ceil(num_random / cascade), math.ceil(num_guided / cascade)
     if values is None and origin is None:
-        guide = _Tpe(screener.search_space, seed, allowed, fitting)
+        guide = _Tpe(screener.search_space, seed, allowed, fitting, cascade, size)
     else:
         guide = evolved = _Evolved(Evolution(screener.space, seed, fitting), values or (lambda item: (item.score,)))
         first = first if origin is None else evolved.around(origin)
@@ -185,6 +198,17 @@ def _drawn(
             return
 
 
+def _largest(
+    drawn: Iterator[dict[str, Any]], number: int, cascade: int, size: Callable[[Mapping[str, Any]], float]
+) -> Iterator[dict[str, Any]]:
+    """Of the first ``number``, the largest ones of every group, in their order."""
+    first = itertools.islice(drawn, number)
+    while group := list(itertools.islice(first, GROUP * cascade)):
+        order = np.argsort([-size(choices) for choices in group], kind="stable")
+        for index in sorted(order[: math.ceil(len(group) / cascade)]):
+            yield group[index]
+
+
 class _Tpe:
     """Proposals of TPE, for one objective."""
 
@@ -194,8 +218,12 @@ class _Tpe:
         seed: int,
         allowed: Callable[[Mapping[str, Any]], bool],
         fitting: Callable[[dict[str, Any]], dict[str, Any] | None],
+        cascade: int = 1,
+        size: Callable[[Mapping[str, Any]], float] = lambda choices: 0.0,
     ) -> None:
         self.tuner = Tpe(seed=seed)
+        self.cascade = cascade
+        self.size = size
         self.tuner.update_search_space(space)
         self.allowed = allowed
         self.fitting = fitting
@@ -223,7 +251,10 @@ class _Tpe:
         rejected = number = 0
         while rejected < HOPELESS:
             try:
-                choices = self.tuner.generate_parameters(number)
+                if self.cascade > 1:
+                    choices = self.tuner.propose_largest(number, self.cascade, self._size)
+                else:
+                    choices = self.tuner.generate_parameters(number)
             except NoMoreTrialError:
                 return
             if self.allowed(choices):
@@ -237,6 +268,10 @@ class _Tpe:
                     rejected = REJECTED
                     yield near
             number += 1
+
+    def _size(self, choices: Mapping[str, Any]) -> float:
+        """What is not allowed is smallest, and is proposed where nothing else is."""
+        return self.size(choices) if self.allowed(choices) else -math.inf
 
 
 class _Evolved:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from nni_cssnas.base.device import resolve_device
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig
-from nni_cssnas.errors import ConfigError
+from nni_cssnas.errors import ConfigError, SpaceError
 from nni_cssnas.genotype import Choices
 from nni_cssnas.judge.costs import Costs
 from nni_cssnas.judge.feasibility import Feasibility
@@ -69,6 +69,7 @@ def screen(
     objectives: Sequence[str] = (),
     limits: ConstraintsConfig | None = None,
     origin: Choices | None = None,
+    cascade: int = 1,
     cluster: Cluster | None = None,
     on_step: OnStep = lambda step: None,
 ) -> SearchResult:
@@ -78,6 +79,7 @@ def screen(
     With a ``cluster`` (:func:`nni_cssnas.judge.on_ray.connected`) the architectures are scored there.
     """
     names = check_objectives(objectives, config)
+    _check_cascade(cascade, names, origin, num)
     if output is not None and not force and not (output / LOG_NAME).exists():
         refuse_to_overwrite(output, top)
     on_step(Step("images"))
@@ -110,10 +112,12 @@ def screen(
                 mend=within.mended,
                 values=judged.values if names else None,
                 origin=origin,
+                cascade=cascade,
+                size=partial(_macs, within.costs),
             ):
                 found.append(item)
                 best = item.score if best is None else max(best, item.score)
-                on_step(Step("screening", len(found), num + guided, best))
+                on_step(Step("screening", len(found), math.ceil(num / cascade) + math.ceil(guided / cascade), best))
 
             def counted(method: Any, items: Any) -> Iterator[Any]:
                 return _counting(spread(method, items), items, on_step, best)
@@ -145,6 +149,27 @@ def screen(
     if names:
         files += write_front(result.front_view(), output)
     return replace(result, files=tuple(files))
+
+
+def _check_cascade(cascade: int, objectives: Sequence[str], origin: Choices | None, num: int) -> None:
+    """Raises ConfigError if it cannot be, or asks for the largest networks where small ones are wanted."""
+    if not 1 <= cascade <= max(1, num):
+        raise ConfigError(f"--cascade is {cascade}; it must be from 1 to --num, {num}")
+    if cascade > 1 and origin is not None:
+        raise ConfigError(f"--cascade is {cascade}, which chooses among random architectures; leave out --from")
+    if cascade > 1 and objectives:
+        raise ConfigError(
+            f"--cascade is {cascade}, which scores the architectures with the most multiply-adds only, and --objective "
+            f"{objectives[0]} asks for a trade-off; leave one of them out, or set a budget, as --max-macs"
+        )
+
+
+def _macs(costs: Costs, choices: Choices) -> float:
+    """Multiply-adds of the network that will be trained; what cannot be built is smallest."""
+    try:
+        return costs.of(choices, ["macs"])["macs"]
+    except SpaceError:
+        return -math.inf
 
 
 def _keep_latencies(costs: Costs, log: ScreeningLog) -> None:

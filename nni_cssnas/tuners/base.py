@@ -15,7 +15,7 @@ import logging
 import math
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -417,9 +417,34 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         return self._screen is not None and self._screen.candidates > 1
 
     def _screened(self, parameter_id: int) -> dict[str, Any]:
-        """The best of several proposals; the others are forgotten and may be proposed again."""
+        """The best of several proposals by the untrained score, which the largest of them are given."""
         assert self._screen is not None
-        candidates = self._screen.candidates
+        proposed = self._several(parameter_id, self._screen.candidates)
+        kept = proposed
+        if self._screen.cascade > 1:
+            kept = self._largest(proposed, math.ceil(len(proposed) / self._screen.cascade), self._macs)
+        screened = self._screened_on_ray([parameters for parameters, _ in kept])
+        proposals = [
+            (self._untrained_scores(parameters, screened.get(index)), -index, parameters, params)
+            for index, (parameters, params) in enumerate(kept)
+        ]
+        best = self._best_screened(proposals)
+        return self._take(parameter_id, best[3], proposed)
+
+    def propose_largest(
+        self, parameter_id: int, candidates: int, value: Callable[[Mapping[str, Any]], float]
+    ) -> dict[str, Any]:
+        """In the place of :meth:`generate_parameters`: of so many proposals, that with the largest ``value``.
+
+        Raises NoMoreTrialError if there are none left.
+        """
+        with self._lock:
+            proposed = self._several(parameter_id, candidates)
+            ((_, params),) = self._largest(proposed, 1, value)
+            return self._take(parameter_id, params, proposed)
+
+    def _several(self, parameter_id: int, candidates: int) -> list[tuple[dict[str, Any], Params]]:
+        """So many proposals, or fewer if there are no more; none of them is running yet."""
         proposed: list[tuple[dict[str, Any], Params]] = []
         while len(proposed) < candidates:
             try:
@@ -430,17 +455,32 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
                 break
             self._running_params.pop(parameter_id, None)
             proposed.append((parameters, self._params[parameter_id]))
-        screened = self._screened_on_ray([parameters for parameters, _ in proposed])
-        proposals = [
-            (self._untrained_scores(parameters, screened.get(index)), -index, parameters, params)
-            for index, (parameters, params) in enumerate(proposed)
-        ]
-        best = self._best_screened(proposals)
-        for proposal in proposals:
-            if proposal is not best:
-                self.dedup.discard(proposal[3])
-        self._params[parameter_id] = self._running_params[parameter_id] = best[3]
-        return best[2]
+        return proposed
+
+    @staticmethod
+    def _largest(
+        proposed: list[tuple[dict[str, Any], Params]], number: int, value: Callable[[Mapping[str, Any]], float]
+    ) -> list[tuple[dict[str, Any], Params]]:
+        """The ``number`` of them with the largest values, in their order."""
+        values = np.array([value(parameters) for parameters, _ in proposed])
+        return [proposed[index] for index in sorted(np.argsort(-values, kind="stable")[:number])]
+
+    def _take(self, parameter_id: int, params: Params, proposed: list[tuple[dict[str, Any], Params]]) -> dict[str, Any]:
+        """Let one proposal run; the others are forgotten and may be proposed again."""
+        taken = next(parameters for parameters, other in proposed if other is params)
+        for _, other in proposed:
+            if other is not params:
+                self.dedup.discard(other)
+        self._params[parameter_id] = self._running_params[parameter_id] = params
+        return taken
+
+    def _macs(self, parameters: Mapping[str, Any]) -> float:
+        """Multiply-adds of the network that will be trained; none of what cannot be built, which is then not screened."""
+        try:
+            return float(self._target_costs().of(parameters, ["macs"])["macs"])
+        except Exception as error:
+            _logger.warning("the multiply-adds of %s cannot be counted: %s", parameters, error)
+            return -math.inf
 
     def _best_screened(
         self, proposals: list[tuple[Scores, int, dict[str, Any], Params]]
@@ -501,7 +541,14 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
 
     def _beside(self, screened: Any) -> dict[str, float]:
         """The objectives beside the score of what was screened, as a trial would report them."""
-        from nni_cssnas.judge.costs import Costs
+        found: dict[str, float] = self._target_costs().beside(
+            self.objectives.names, screened.choices, screened.genotype, screened.components
+        )
+        return found
+
+    def _target_costs(self) -> Any:
+        """What counts the network that will be trained."""
+        from nni_cssnas.judge.costs import Costs  # torch: only for who screens
         from nni_cssnas.spaces.factory import make_space
 
         if self._costs is None:
@@ -510,10 +557,7 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             else:
                 assert self._screen_proxy is not None
                 self._costs = Costs(self._screen_proxy, make_space(self._screen_proxy.scored_space))
-        found: dict[str, float] = self._costs.beside(
-            self.objectives.names, screened.choices, screened.genotype, screened.components
-        )
-        return found
+        return self._costs
 
     # ---- history ----------------------------------------------------------------------------------
 
