@@ -26,6 +26,7 @@ from nni_cssnas.base.files import write_atomically
 from nni_cssnas.config import ProxyConfig
 from nni_cssnas.errors import ConfigError, ExperimentError, ImagesError, SpaceError
 from nni_cssnas.judge.proxy import Candidate, Proxy, ProxyResult, candidate_seed
+from nni_cssnas.results.carried import tell_end, with_record
 from nni_cssnas.results.records import TrialRecord
 
 __all__ = ["ProxyEvaluator"]
@@ -120,7 +121,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
         if self.record_dir is None and folder is not None:
             before = TrialRecord.finished_before(folder, parameters, self.config.model_dump(mode="json"))
             if before is not None:
-                return _tell(ProxyResult(before.score or 0.0, before.components, tuple(before.epoch_losses)))
+                return _tell(ProxyResult(before.score or 0.0, before.components, tuple(before.epoch_losses)), before)
         with _RecordWriter(folder, parameters, seed, self.config) as journal:
             proxy = self._proxy()
             if self.record_dir is None and journal.folder is not None:
@@ -139,7 +140,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
 
             result = proxy.score(model, seed, on_epoch)
             journal.note(status="succeeded", score=result.score, components=result.components)
-        return _tell(result)
+        return _tell(result, journal.record)
 
     def _proxy(self) -> Proxy:
         """The judge, ready to work; kept, for a sequential NasExperiment judges many candidates in one process."""
@@ -198,6 +199,8 @@ class _RecordWriter:
         except (ExperimentError, OSError):
             if error is None:
                 raise  # else it is a full disk that the trial fails of, or hides what it fails of
+        if error is not None and _inside_nni():
+            tell_end(self.record)
 
 
 def _refuse_other_images(folder: Path, proxy: Proxy) -> None:
@@ -237,9 +240,9 @@ def _so_far(losses: list[float], config: ProxyConfig) -> float:
     return losses[0] - losses[-1] if config.contrastive.criterion == "drop" else -losses[-1]
 
 
-def _tell(result: ProxyResult) -> ProxyResult:
+def _tell(result: ProxyResult, record: TrialRecord) -> ProxyResult:
     if _inside_nni():
-        nni.report_final_result(result.metric())
+        nni.report_final_result(with_record(result.metric(), record))
     return result
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from nni_cssnas.bridge.guard import manager_environment
 from nni_cssnas.errors import ConfigError, ExperimentError
 from nni_cssnas.results.experiments import find_experiment
 from nni_cssnas.tuners.base import finite_score
+from nni_cssnas.tuners.collector import Collector
 
 __all__ = [
     "Progress",
@@ -170,6 +172,19 @@ class RunningExperiment:
         except (ExperimentError, KeyError, TypeError):
             return None
         return number if isinstance(number, int) else None
+
+    def collect(self, patience: float = 20.0) -> None:
+        """Wait until the records of trials on other machines are stored, and store them where no tuner of ours does."""
+        try:
+            service = self.get("experiment")["params"]["trainingService"]
+            if isinstance(service, dict) and service.get("platform") == "local":
+                return
+            collector = Collector(f"{self.portal}/api/v1/nni", find_experiment(self.id))
+            deadline = time.monotonic() + patience
+            while not collector.collect() and time.monotonic() < deadline:
+                time.sleep(0.5)
+        except (ExperimentError, requests.RequestException, KeyError, TypeError) as error:
+            warnings.warn(f"records of trials on other machines may be missing: {error}", stacklevel=2)
 
     def stop(self) -> None:
         """End the manager and its trials, as ``nnictl stop`` does; the records stay."""
