@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import asyncssh
+import numpy as np
 import psutil
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from nni_cssnas.bridge import launch
-from nni_cssnas.errors import ExperimentError
+from nni_cssnas.bridge.remote import Asked, Machine, Remote, ask_machines, carry_images
+from nni_cssnas.config import ImagesConfig
+from nni_cssnas.errors import ConfigError, ExperimentError, ImagesError
+from nni_cssnas.images.sources import load_images
 from nni_cssnas.results.records import TrialRecord, read_records
 from nni_cssnas.tuners.journal import NAME, Journal
 from tests.integration.ssh_worker import SshWorker
@@ -112,8 +122,6 @@ class Cluster:
 
 @pytest.fixture
 def cluster(home: Path, tmp_path: Path) -> Iterator[Cluster]:
-    import asyncssh
-
     key = tmp_path / "key"
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(key)
     key.chmod(0o600)
@@ -218,13 +226,13 @@ def test_nothing_is_swapped_or_lost(cluster: Cluster, tmp_path: Path) -> None:
 
         # The tuner learned the same.
         journal = Journal(folder / "checkpoint" / NAME)
-        scores = {
-            json.dumps(entry.parameters, sort_keys=True): entry.score for entry in journal.entries if entry.judged
-        }
+        entries = {json.dumps(entry.parameters, sort_keys=True): entry for entry in journal.entries}
         for record in records.values():
-            key = json.dumps(record.parameters, sort_keys=True)
-            assert scores[key] == (record.score if record.finished else None), record
-        assert len(scores) == TRIALS
+            entry = entries[json.dumps(record.parameters, sort_keys=True)]
+            assert entry.score == (record.score if record.finished else None), record
+            # NNI does not tell a tuner of the failure of a trial that it has run again.
+            assert entry.judged or (record.trial in interrupted and not record.finished), record
+        assert len(entries) == TRIALS
     finally:
         experiment.stop()
 
@@ -256,3 +264,173 @@ def records_of(folder: Path) -> dict[str, TrialRecord]:
 
 def states(folder: Path) -> set[str]:
     return {record.status for record in records_of(folder).values()}
+
+
+@pytest.fixture
+def known_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ssh command that does not write into the real home of who runs the tests."""
+    script = tmp_path / "bin" / "ssh"
+    script.parent.mkdir()
+    real = shutil.which("ssh")
+    assert real is not None
+    script.write_text(f'#!/bin/sh\nexec {real} -F none -o UserKnownHostsFile={tmp_path / "known_hosts"} "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}{os.pathsep}{os.environ['PATH']}")
+
+
+def remote_of(cluster: Cluster) -> Remote:
+    machines = [
+        Machine(worker.host, worker.port, "me", cluster.key, str(worker.home / "venv" / "bin"))
+        for worker in cluster.workers
+    ]
+    return Remote(tuple(machines), "127.0.0.5")
+
+
+@pytest.mark.usefixtures("known_hosts")
+@pytest.mark.timeout(300)
+def test_machines_are_asked_and_images_are_carried_once(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3), dtype=np.uint8)
+    for index, picture in enumerate(pixels):
+        Image.fromarray(picture).save(photos / f"{index}.png")
+    config = ImagesConfig(source=str(photos), num_images=8)
+    images = load_images(config)
+    remote, port = remote_of(cluster), launch.free_port(18850)
+
+    def carry(images: Any) -> list[str]:
+        lines: list[str] = []
+        asked = ask_machines(remote, port=port, source=str(photos), config=config)
+        # All machines of this test have one disk, so the source is there; another machine would say that it is not.
+        assert all(item.answer["source"] for item in asked)
+        elsewhere = [Asked(item.machine, {**item.answer, "source": False}) for item in asked]
+        carry_images(elsewhere, source=str(photos), config=config, images=images, tell=lines.append)
+        return lines
+
+    first = carry(images)
+    assert [line.split("; ")[1] for line in first] == [
+        f"8 images were carried to {worker.home}/.cache/nni_cssnas" for worker in cluster.workers
+    ]
+    assert all("8 images were carried there before" in line for line in carry(images))
+
+    # A trial on such a machine finds them where the source is not.
+    photos.rename(tmp_path / "moved")
+    monkeypatch.setenv("NNI_CSSNAS_CACHE", str(cluster.workers[0].home / ".cache" / "nni_cssnas"))
+    with pytest.raises(ImagesError, match="no such folder"):
+        load_images(config)
+    monkeypatch.setenv("NNI_PLATFORM", "remote")
+    assert torch.equal(load_images(config), images)
+    with pytest.raises(ImagesError, match="no such folder"):
+        load_images(config.model_copy(update={"seed": 1}))
+    (tmp_path / "moved").rename(photos)
+
+    # Other images of that name take their place, on every machine.
+    assert all("8 images were carried to" in line for line in carry(255 - images))
+    folders = [worker.home / ".cache" / "nni_cssnas" for worker in cluster.workers]
+    assert [len(list(folder.iterdir())) for folder in folders] == [1, 1]
+    photos.rename(tmp_path / "moved")
+    assert torch.equal(load_images(config), 255 - images)
+
+    # What cannot be carried is told for each machine.
+    for nothing, reason in ((None, "it is not here either"), (object(), "too large to be carried")):
+        (tmp_path / "moved").rename(photos)
+        with pytest.raises(ConfigError, match=reason) as caught:
+            carry(nothing)
+        assert len(str(caught.value).splitlines()) == 2
+        photos.rename(tmp_path / "moved")
+
+
+@pytest.mark.usefixtures("known_hosts")
+@pytest.mark.timeout(300)
+def test_every_machine_that_cannot_be_used_has_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    good = remote_of(cluster).machines[0]
+    closed = socket.socket()
+    closed.bind(("127.0.0.4", 0))
+    old = cluster.workers[1].home / "old" / "torch-1.0.dist-info"
+    old.mkdir(parents=True)
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0\n")
+    wrapper = cluster.workers[1].home / "old" / "python"
+    wrapper.write_text(f'#!/bin/sh\nPYTHONPATH={old.parent}:$PYTHONPATH exec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    stranger = tmp_path / "stranger"
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(stranger)
+    stranger.chmod(0o600)
+    wrong = {
+        replace(
+            good, host="127.0.0.4", port=closed.getsockname()[1]
+        ): r"ssh cannot connect \(.*refused.*\); mend it until",
+        replace(good, key=stranger): r"ssh cannot connect \(.*denied.*\); mend it until this works: ssh -p",
+        replace(good, key=None): "a password in machineList.*make a key",
+        replace(good, python=str(tmp_path)): r"pythonPath .* has no python; it must be the folder of one",
+        replace(good, python=str(wrapper.parent)): r"torch is 1\.0 there, and .* on this machine; pip install 'torch==",
+    }
+    remote = Remote((*wrong, good), "127.0.0.5")
+    with pytest.raises(ConfigError) as caught:
+        ask_machines(remote, port=launch.free_port(18860))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(wrong)
+    for line, (machine, pattern) in zip(lines, wrong.items(), strict=True):
+        assert line.startswith(f"{machine.host}:{machine.port}: ")
+        assert re.search(pattern, line), line
+    # The way back: an address of nobody. TEST-NET-1 is never routed.
+    with pytest.raises(ConfigError, match=r"does not reach this machine at 192\.0\.2\.1:\d+ \(.*\); open that port"):
+        ask_machines(Remote((good,), "192.0.2.1"), port=launch.free_port(18870))
+
+
+@pytest.mark.usefixtures("known_hosts")
+@pytest.mark.timeout(600)
+def test_run_on_other_machines(cluster: Cluster, tmp_path: Path) -> None:
+    """Real trials, as a user starts them."""
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "proxy.yml").write_text(
+        yaml.safe_dump(
+            {
+                "preset": "cpu",
+                "score": "untrained",
+                "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
+                "images": {"source": "tiles", "num_images": 64},
+            }
+        )
+    )
+    assert run_cli("space", str(code / "proxy.yml")).returncode == 0
+    settings = cluster.settings(
+        trialCommand="python -m nni_cssnas.trial proxy.yml", trialConcurrency=2, maxTrialNumber=4
+    )
+    (code / "experiment.yml").write_text(yaml.safe_dump(settings))
+    refused = run_cli("run", str(code / "experiment.yml"))
+    assert refused.returncode == 2, refused
+    assert "add --public: the manager then listens on every interface" in " ".join(refused.stderr.split())
+    done = run_cli("run", str(code / "experiment.yml"), "--public", "--port", str(launch.free_port(18880)))
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert all(f"{worker.host}:{worker.port}: Python" in done.stdout for worker in cluster.workers)
+    assert "best of 4 finished trials" in done.stdout
+    folder = next(path for path in (cluster.home / "nni-experiments").iterdir() if path.name in done.stdout)
+    records = records_of(folder)
+    assert {record.location.split(":")[0] for record in records.values() if record.location} == {
+        "127.0.0.2",
+        "127.0.0.3",
+    }
+    # The record is the one that the trial has written there.
+    for record in records.values():
+        path = next(path for worker in cluster.workers for path in worker.home.rglob(f"{record.trial}/record.json"))
+        assert replace(TrialRecord.read(path), location=record.location) == record
+    resumed = run_cli("resume", folder.name)
+    assert resumed.returncode == 2, resumed
+    assert "add --public" in " ".join(resumed.stderr.split())
+
+
+@pytest.mark.timeout(300)
+def test_a_manager_that_dies_of_a_machine_says_so(cluster: Cluster, tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "search_space.json").write_text(json.dumps(CHOICES))
+    cluster.workers[1].lose()
+    settings = cluster.settings(trialCommand="python trial.py", trialConcurrency=2, maxTrialNumber=4)
+    (code / "experiment.yml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ExperimentError, match=r"its last error is: .*ECONNREFUSED"):  # noqa: PT012
+        experiment = launch.create(code / "experiment.yml", port=launch.free_port(18890), public=True)
+        for _ in experiment.watch():
+            pass
