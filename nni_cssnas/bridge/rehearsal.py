@@ -101,7 +101,9 @@ class _Machines:
         return None if Path(self.section.source).is_relative_to(code) else self.section.source
 
     def ask(self, port: int | None) -> None:
-        self.asked = ask_machines(self.remote, port=port or free_port(), source=self.source, config=self.section)
+        self.asked = ask_machines(
+            self.remote, port=port or free_port(), source=self.source, config=self.section, tell=self.tell
+        )
 
     def have_images_here(self) -> bool:
         """Whether this machine can look at the images too; they may lie on the others only."""

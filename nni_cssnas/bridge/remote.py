@@ -50,7 +50,8 @@ REMEDIES = {"nni": "nni=={}", "torch": "torch=={}", "nni-cssnas": "nni-cssnas=={
 
 @dataclass(frozen=True)
 class Machine:
-    """An entry of ``machineList``: where to connect, and the folder of its Python (None: that of its PATH)."""
+    """An entry of ``machineList``: where to connect, with which key (None: with a password, or a key that needs one), and
+    the folder of its Python (None: that of its PATH)."""
 
     host: str
     port: int
@@ -84,7 +85,7 @@ class Remote:
                 host=str(machine.host),
                 port=int(machine.port),
                 user=str(machine.user),
-                key=None if machine.password is not None else Path(str(machine.ssh_key_file)),
+                key=None if machine.password or machine.ssh_passphrase else Path(str(machine.ssh_key_file)),
                 python=machine.python_path,
             )
             for machine in service.machine_list
@@ -165,9 +166,16 @@ class Asked:
 
 
 def ask_machines(
-    remote: Remote, *, port: int, source: str | None = None, config: ImagesConfig | None = None
+    remote: Remote,
+    *,
+    port: int,
+    source: str | None = None,
+    config: ImagesConfig | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> list[Asked]:
     """Ask every machine for what trials need there, all at the same time.
+
+    A machine that wants a password is left out: NNI knows it, and the ``ssh`` command takes none.
 
     Parameters
     ----------
@@ -179,6 +187,8 @@ def ask_machines(
         Where the images may lie there: an absolute path, or ``cifar10``.
     config
         The section ``images``, by which it is asked what was carried there before.
+    tell
+        Told one line for each machine that is left out.
 
     Raises
     ------
@@ -192,11 +202,17 @@ def ask_machines(
         name = carried_name(config)
     with _listening(port) as is_open:
         question = {"source": source, "carried": name, "manager": [remote.manager, port] if is_open else None}
-        with ThreadPoolExecutor(min(16, len(remote.machines))) as pool:
-            answers = list(pool.map(lambda machine: _ask(machine, question), remote.machines))
+        machines = [machine for machine in remote.machines if machine.key is not None]
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda machine: _ask(machine, question), machines))
+    for machine in remote.machines:
+        if machine.key is None:
+            tell(
+                f"{machine}: not looked at, for it wants a password; with a key of its own (ssh-keygen, ssh-copy-id) it is"
+            )
     own = worker_probe.facts()
     problems, asked = [], []
-    for machine, answer in zip(remote.machines, answers, strict=True):
+    for machine, answer in zip(machines, answers, strict=True):
         problem = answer if isinstance(answer, str) else _problem(answer, own, remote.manager, port)
         if problem is None and not isinstance(answer, str):
             asked.append(Asked(machine, answer))
@@ -294,8 +310,6 @@ def _problem(answer: Mapping[str, Any], own: Mapping[str, Any], manager: str, po
 
 def _ask(machine: Machine, question: Mapping[str, object]) -> dict[str, Any] | str:
     """The answer of :mod:`~nni_cssnas.bridge.worker_probe`, or why there is none."""
-    if machine.key is None:
-        return "it has a password in machineList, with which it cannot be asked; make a key: ssh-keygen, ssh-copy-id, and sshKeyFile"
     folder = machine.python
     found = [f"{folder}/python", f"{folder}/python3"] if folder else ["python", "python3"]  # as NNI looks
     python, other = map(shlex.quote, found)

@@ -362,13 +362,16 @@ def test_every_machine_that_cannot_be_used_has_one_line(cluster: Cluster, tmp_pa
             good, host="127.0.0.4", port=closed.getsockname()[1]
         ): r"ssh cannot connect \(.*refused.*\); mend it until",
         replace(good, key=stranger): r"ssh cannot connect \(.*denied.*\); mend it until this works: ssh -p",
-        replace(good, key=None): "a password in machineList.*make a key",
         replace(good, python=str(tmp_path)): r"pythonPath .* has no python; it must be the folder of one",
         replace(good, python=str(wrapper.parent)): r"torch is 1\.0 there, and .* on this machine; pip install 'torch==",
     }
-    remote = Remote((*wrong, good), "127.0.0.5")
+    secret = replace(good, host="127.0.0.4", key=None)
+    remote = Remote((*wrong, good, secret), "127.0.0.5")
+    told: list[str] = []
     with pytest.raises(ConfigError) as caught:
-        ask_machines(remote, port=launch.free_port(18860))
+        ask_machines(remote, port=launch.free_port(18860), tell=told.append)
+    assert len(told) == 1
+    assert told[0].startswith(f"{secret}: not looked at, for it wants a password")
     lines = str(caught.value).splitlines()
     assert len(lines) == len(wrong)
     for line, (machine, pattern) in zip(lines, wrong.items(), strict=True):
