@@ -64,7 +64,7 @@ class Machine:
 
     def command(self, words: str) -> list[str]:
         """What runs ``words``, for a POSIX shell, there."""
-        options = ["-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=accept-new"]
+        options = ["-F", "none", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=accept-new"]
         key = [] if self.key is None else ["-i", str(self.key), "-o", "IdentitiesOnly=yes"]
         target = ["-p", str(self.port), "-l", self.user, "--", self.host]
         return ["ssh", *options, *key, *target, f"sh -c {shlex.quote(words)}"]

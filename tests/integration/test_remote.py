@@ -232,7 +232,10 @@ def test_nothing_is_swapped_or_lost(cluster: Cluster, tmp_path: Path) -> None:
             assert entry.score == (record.score if record.finished else None), record
             # NNI does not tell a tuner of the failure of a trial that it has run again.
             assert entry.judged or (record.trial in interrupted and not record.finished), record
-        assert len(entries) == TRIALS
+        # Proposals that the killed manager had not started yet are all that is more.
+        tried = {json.dumps(record.parameters, sort_keys=True) for record in records.values()}
+        assert len(tried) == TRIALS
+        assert not [key for key, entry in entries.items() if entry.judged and key not in tried]
     finally:
         experiment.stop()
 
@@ -404,7 +407,7 @@ def test_run_on_other_machines(cluster: Cluster, tmp_path: Path) -> None:
     )
     (code / "experiment.yml").write_text(yaml.safe_dump(settings))
     refused = run_cli("run", str(code / "experiment.yml"))
-    assert refused.returncode == 2, refused
+    assert refused.returncode == 1, refused
     assert "add --public: the manager then listens on every interface" in " ".join(refused.stderr.split())
     done = run_cli("run", str(code / "experiment.yml"), "--public", "--port", str(launch.free_port(18880)))
     assert done.returncode == 0, (done.stdout, done.stderr)
@@ -421,7 +424,7 @@ def test_run_on_other_machines(cluster: Cluster, tmp_path: Path) -> None:
         path = next(path for worker in cluster.workers for path in worker.home.rglob(f"{record.trial}/record.json"))
         assert replace(TrialRecord.read(path), location=record.location) == record
     resumed = run_cli("resume", folder.name)
-    assert resumed.returncode == 2, resumed
+    assert resumed.returncode == 1, resumed
     assert "add --public" in " ".join(resumed.stderr.split())
 
 
