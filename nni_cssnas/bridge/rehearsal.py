@@ -69,7 +69,8 @@ def rehearse(
     from nni_cssnas.judge.proxy import Proxy, random_candidates
     from nni_cssnas.spaces import make_space
 
-    proxy = Proxy(checked.proxy)
+    # Another machine may have the GPU.
+    proxy = Proxy(checked.proxy if machines is None else checked.proxy.model_copy(update={"device": "cpu"}))
     space = make_space(checked.proxy.scored_space)
     if checked.constraints is not None:
         Feasibility(checked.constraints, checked.proxy).check_possible(checked.proxy.seed)

@@ -64,7 +64,16 @@ class Machine:
 
     def command(self, words: str) -> list[str]:
         """What runs ``words``, for a POSIX shell, there."""
-        options = ["-F", "none", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=accept-new"]
+        options = [
+            "-F",
+            "none",
+            "-o",
+            "BatchMode=yes",
+            "-o",
+            "ConnectTimeout=10",
+            "-o",
+            "StrictHostKeyChecking=accept-new",
+        ]
         key = [] if self.key is None else ["-i", str(self.key), "-o", "IdentitiesOnly=yes"]
         target = ["-p", str(self.port), "-l", self.user, "--", self.host]
         return ["ssh", *options, *key, *target, f"sh -c {shlex.quote(words)}"]
@@ -210,7 +219,12 @@ def ask_machines(
             tell(
                 f"{machine}: not looked at, for it wants a password; with a key of its own (ssh-keygen, ssh-copy-id) it is"
             )
-    own = worker_probe.facts()
+    own = worker_probe.facts(source)
+    if own["source"] is None:
+        # The images may lie on the other machines only; all must have the same.
+        own["source"] = next(
+            (answer["source"] for answer in answers if isinstance(answer, dict) and answer["source"]), None
+        )
     problems, asked = [], []
     for machine, answer in zip(machines, answers, strict=True):
         problem = answer if isinstance(answer, str) else _problem(answer, own, remote.manager, port)
@@ -300,6 +314,13 @@ def _problem(answer: Mapping[str, Any], own: Mapping[str, Any], manager: str, po
             return f"{there}, and {own[name]} on this machine; pip install '{remedy.format(own[name])}' there"
     if answer["code"] != own["code"]:
         return "the source of nni_cssnas is another there; install the same there"
+    if answer["source"] and answer["source"] != own["source"]:
+        (there, there_bytes), (here, here_bytes) = answer["source"], own["source"]
+        return (
+            f"its images.source holds {there} files of {there_bytes} bytes together, and that of another machine {here} of "
+            f"{here_bytes}; scores on different images do not compare, so make them equal, or remove them there to have them "
+            "carried"
+        )
     if answer["route"] is not None:
         return (
             f"it does not reach this machine at {manager}:{port} ({answer['route']}); open that port to it, or set "

@@ -37,7 +37,7 @@ def facts(
         "python": ".".join(map(str, sys.version_info[:2])),
         **{name: _version(name) for name in PACKAGES},
         "code": _digest("nni_cssnas"),
-        "source": source is not None and os.path.exists(cache / CIFAR10 if source == "cifar10" else source),
+        "source": None if source is None else _extent(cache / CIFAR10 if source == "cifar10" else Path(source)),
         "cache": str(cache),
         "carried": None if carried is None else _end(cache / carried),
         "route": None if manager is None else _route(str(manager[0]), int(str(manager[1]))),
@@ -68,6 +68,14 @@ def _digest(package: str) -> str | None:
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _extent(path: Path) -> list[int] | None:
+    """Number and bytes of the files below a folder, or of one file; None if there is no such path."""
+    if not path.is_dir():
+        return [1, path.stat().st_size] if path.exists() else None
+    sizes = [os.lstat(os.path.join(parent, name)).st_size for parent, _, names in os.walk(path) for name in names]
+    return [len(sizes), sum(sizes)]
 
 
 def _end(path: Path) -> list[object] | None:

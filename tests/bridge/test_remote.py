@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from nni_cssnas.bridge import launch, remote, worker_probe
+from nni_cssnas.bridge.rehearsal import rehearse
 from nni_cssnas.bridge.remote import Asked, Machine, carry_images, check_code_folder, check_source, refuse_closed
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.images.cache import cache_folder
@@ -123,7 +125,7 @@ def test_the_probe_needs_the_standard_library_alone(tmp_path: Path) -> None:
     )
     found = json.loads(done.stdout)
     assert found["python"] == ".".join(map(str, sys.version_info[:2]))
-    assert found["source"] is True
+    assert found["source"] == [1, 0]
     assert found["carried"] is None
     assert "refused" in found["route"].lower()
     assert found["cache"] == str(tmp_path / ".cache" / "nni_cssnas")
@@ -156,11 +158,16 @@ def answer(**other: Any) -> dict[str, Any]:
         ({"torch": "1.0"}, r"torch is 1\.0 there, .*pip install 'torch=="),
         ({"nni-cssnas": None}, r"nni-cssnas is not installed there"),
         ({"code": "0" * 64}, r"the source of nni_cssnas is another there"),
+        ({"source": [3, 600]}, None),
+        (
+            {"source": [3, 601]},
+            r"holds 3 files of 601 bytes together, and that of another machine 3 of 600; .* carried$",
+        ),
         ({"route": "timed out"}, r"it does not reach this machine at 192\.0\.2\.1:8080 \(timed out\); open that port"),
     ],
 )
 def test_what_differs_is_named_with_the_remedy(other: dict[str, Any], problem: str | None) -> None:
-    found = remote._problem(answer(**other), worker_probe.facts(), "192.0.2.1", 8080)
+    found = remote._problem(answer(**other), {**worker_probe.facts(), "source": [3, 600]}, "192.0.2.1", 8080)
     if problem is None:
         assert found is None
     else:
@@ -169,7 +176,7 @@ def test_what_differs_is_named_with_the_remedy(other: dict[str, Any], problem: s
 
 
 def test_images_that_nobody_has_are_told_for_each_machine() -> None:
-    asked = [Asked(MACHINE, answer(source=there)) for there in (False, True, False)]
+    asked = [Asked(MACHINE, answer(source=there)) for there in (None, [3, 600], None)]
     told: list[str] = []
     with pytest.raises(ConfigError) as caught:
         carry_images(asked, source="/data/photos", config=None, images=None, tell=told.append)
@@ -183,3 +190,38 @@ def test_images_that_nobody_has_are_told_for_each_machine() -> None:
     )
     assert len(told) == 1
     assert told[0].endswith("; it has /data/photos")
+
+
+def test_the_extent_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "1.png").write_bytes(b"x" * 10)
+    (tmp_path / "a" / "b" / "2.png").write_bytes(b"x" * 5)
+    (tmp_path / "a" / "gone").symlink_to("nowhere")
+    assert worker_probe.facts(str(tmp_path / "a"))["source"] == [3, 15 + len("nowhere")]
+    assert worker_probe.facts(str(tmp_path / "a" / "1.png"))["source"] == [1, 10]
+    assert worker_probe.facts(str(tmp_path / "none"))["source"] is None
+
+
+def test_the_gpu_may_be_another_machines(tmp_path: Path) -> None:
+    """Space and images are looked at here all the same."""
+    settings = {
+        "searchSpaceFile": "search_space.json",
+        "trialCommand": "python -m nni_cssnas.trial",
+        "trialCodeDirectory": ".",
+        "trialConcurrency": 2,
+        "nniManagerIp": "192.0.2.2",
+        "tuner": {"className": "nni_cssnas.tuners.tpe.Tpe", "codeDirectory": "."},
+        "trainingService": {
+            "platform": "remote",
+            "machineList": [{"host": "192.0.2.1", "user": "me", "password": "x"}],
+        },
+    }
+    (tmp_path / "experiment.yml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "search_space.json").write_text('{"op": {"_type": "choice", "_value": ["a", "b"]}}')
+    (tmp_path / "proxy.yml").write_text("{score: untrained, device: cuda, images: {source: tiles, num_images: 64}}")
+    told: list[str] = []
+    found = rehearse(tmp_path / "experiment.yml", on_machine=told.append)
+    assert found.images == 64
+    assert told == [
+        "192.0.2.1: not looked at, for it wants a password; with a key of its own (ssh-keygen, ssh-copy-id) it is"
+    ]

@@ -308,7 +308,7 @@ def test_machines_are_asked_and_images_are_carried_once(
         asked = ask_machines(remote, port=port, source=str(photos), config=config)
         # All machines of this test have one disk, so the source is there; another machine would say that it is not.
         assert all(item.answer["source"] for item in asked)
-        elsewhere = [Asked(item.machine, {**item.answer, "source": False}) for item in asked]
+        elsewhere = [Asked(item.machine, {**item.answer, "source": None}) for item in asked]
         carry_images(elsewhere, source=str(photos), config=config, images=images, tell=lines.append)
         return lines
 
