@@ -102,6 +102,7 @@ def _keep(error: BaseException, parameters: dict[str, Any]) -> None:
     """Leave a record of a trial that ended before its evaluation began; that keeps its own."""
     import nni
 
+    from nni_cssnas.results.carried import tell_end
     from nni_cssnas.results.records import RECORD_NAME, TrialRecord
 
     folder = os.environ.get("NNI_OUTPUT_DIR")
@@ -119,6 +120,7 @@ def _keep(error: BaseException, parameters: dict[str, Any]) -> None:
         started=time.time(),
         duration=0.0,
     )
+    tell_end(record)
     record.write(Path(folder))
     if not stopped:
         record.write_error(Path(folder), error)

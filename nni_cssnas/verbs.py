@@ -261,7 +261,8 @@ def run(
     from nni_cssnas.bridge import launch
     from nni_cssnas.bridge.rehearsal import rehearse
 
-    rehearse(Path(experiment), on_stage=None if on_step is None else partial(_stage, on_step))
+    launch.check_reach(Path(experiment), public=public)
+    rehearse(Path(experiment), on_stage=None if on_step is None else partial(_stage, on_step), port=port)
     started = launch.create(Path(experiment), port=port, public=public)
     try:
         if on_start is not None:
@@ -269,6 +270,7 @@ def run(
         for state in started.watch():
             if on_progress is not None:
                 on_progress(state)
+        started.collect()
     finally:
         if not keep:
             started.stop()

@@ -15,7 +15,7 @@ EXPERIMENTS = sorted(path.parent for path in (Path(__file__).parents[1] / "exper
 
 
 def test_there_are_experiments() -> None:
-    assert {"quickstart", "cifar10", "image-folder"} <= {folder.name for folder in EXPERIMENTS}
+    assert {"quickstart", "cifar10", "image-folder", "ssh"} <= {folder.name for folder in EXPERIMENTS}
 
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
@@ -26,9 +26,12 @@ def test_search_space_is_what_the_code_says(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.name)
-def test_nni_accepts_the_experiment(folder: Path) -> None:
+def test_nni_accepts_the_experiment(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nni.experiment.config import ExperimentConfig
 
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "id_ed25519").touch()  # which experiments/ssh names
+    monkeypatch.setenv("HOME", str(tmp_path))
     config = ExperimentConfig.load(folder / "experiment.yml")
     config.experiment_working_directory = "/tmp"
     config.validate()

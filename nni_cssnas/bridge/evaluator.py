@@ -30,6 +30,7 @@ from nni_cssnas.genotype import Choices, Genotype
 from nni_cssnas.judge.costs import Costs
 from nni_cssnas.judge.latencies import read_table
 from nni_cssnas.judge.proxy import Candidate, Proxy, ProxyResult, candidate_seed
+from nni_cssnas.results.carried import tell_end, with_record
 from nni_cssnas.results.records import TrialRecord
 from nni_cssnas.spaces.factory import make_space
 
@@ -127,7 +128,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
             if before is not None:
                 found = ProxyResult(before.score or 0.0, before.components, tuple(before.epoch_losses))
                 genotype = None if before.genotype is None else Genotype.from_dict(before.genotype)
-                return _tell(found, self._beside(parameters, genotype, found.components))
+                return _tell(found, before, self._beside(parameters, genotype, found.components))
         with _RecordWriter(folder, parameters, seed, self.config) as journal:
             proxy = self._proxy()
             if self.record_dir is None and journal.folder is not None:
@@ -149,7 +150,7 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
             latency = {name: beside[name] for name in beside if name == "latency_ms"}
             result = replace(result, components=result.components | latency)
             journal.note(status="succeeded", score=result.score, components=result.components)
-        return _tell(result, beside)
+        return _tell(result, journal.record, beside)
 
     def _beside(
         self, parameters: Choices, genotype: Genotype | None, components: Mapping[str, float]
@@ -221,6 +222,8 @@ class _RecordWriter:
         except (ExperimentError, OSError):
             if error is None:
                 raise  # else it is a full disk that the trial fails of, or hides what it fails of
+        if error is not None and _inside_nni():
+            tell_end(self.record)
 
 
 def _refuse_other_images(folder: Path, proxy: Proxy) -> None:
@@ -260,9 +263,9 @@ def _so_far(losses: list[float], config: ProxyConfig) -> float:
     return losses[0] - losses[-1] if config.contrastive.criterion == "drop" else -losses[-1]
 
 
-def _tell(result: ProxyResult, beside: Mapping[str, float]) -> ProxyResult:
+def _tell(result: ProxyResult, record: TrialRecord, beside: Mapping[str, float]) -> ProxyResult:
     if _inside_nni():
-        nni.report_final_result(result.metric(beside))
+        nni.report_final_result(with_record(result.metric(beside), record))
     return result
 
 

@@ -18,11 +18,12 @@ import yaml
 
 from nni_cssnas.base.files import one_line, read_mapping
 from nni_cssnas.base.paths import importable
+from nni_cssnas.bridge.remote import Remote, check_code_folder
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig
 from nni_cssnas.errors import ConfigError, nearest
 from nni_cssnas.measures import COSTS
 
-__all__ = ["Checked", "check_experiment", "count_gpus"]
+__all__ = ["Checked", "check_experiment", "count_gpus", "platform_of"]
 
 ADVISORS = {"Hyperband": "nni_cssnas.tuners.hyperband.Hyperband", "BOHB": "nni_cssnas.tuners.bohb.Bohb"}
 """NNI's own, which end at the first metric of a trial, and ours in their place."""
@@ -50,14 +51,17 @@ Settings = Mapping[str, Any]
 @dataclasses.dataclass(frozen=True)
 class Checked:
     """What :func:`check_experiment` read: the number of ``trials`` (None: no limit), the ``proxy.yml`` of the trials (None if
-    they are not this package's), their ``code_directory``, whether they run on this machine (``local``), and the ``constraints``
-    of a tuner of this package."""
+    they are not this package's), their ``code_directory``, whether they run on this machine (``local``), the machines on which
+    they run by SSH (``remote``), the ``constraints`` of a tuner of this package, and ``source``, the trials' ``images.source``
+    as their ``proxy.yml`` has it."""
 
     trials: int | None
     proxy: ProxyConfig | None
     code_directory: Path
     local: bool
     constraints: ConstraintsConfig | None = None
+    remote: Remote | None = None
+    source: str | None = None
 
 
 def check_experiment(config: Path) -> Checked:
@@ -86,10 +90,29 @@ def check_experiment(config: Path) -> Checked:
     _check_paths(settings, config.parent)
     _check_search_space(settings, config.parent)
     _check_gpus(settings)
-    _check_by_nni(raw, config)
+    canonical = _check_by_nni(raw, config)
+    remote = None
+    if _service(settings).get("platform") == "remote":
+        check_code_folder(trials)
+        remote = Remote.of(canonical.training_service)
     number = settings.get("maxtrialnumber")
-    local = _local_service(settings) is not None
-    return Checked(number if isinstance(number, int) else None, proxy, trials, local, _constraints(settings))
+    return Checked(
+        trials=number if isinstance(number, int) else None,
+        proxy=proxy,
+        code_directory=trials,
+        local=_local_service(settings) is not None,
+        constraints=_constraints(settings),
+        remote=remote,
+        source=None if proxy is None else _source_of(settings, config.parent),
+    )
+
+
+def platform_of(config: Path) -> str | None:
+    """The ``platform`` that an ``experiment.yml`` names; None if it names several, or is to be refused anyway."""
+    try:
+        return _service(_plain(_read(config))).get("platform")
+    except ConfigError:
+        return None
 
 
 def count_gpus() -> int:
@@ -156,7 +179,21 @@ def _path(name: str, value: Any, base: Path) -> Path:
 
 
 def _proxy_of(settings: Settings, base: Path) -> ProxyConfig | None:
-    """The ``proxy.yml`` of the trials; None if they are not this package's."""
+    """The settings of the trials; None if they are not this package's."""
+    path = _proxy_file(settings, base)
+    return None if path is None else ProxyConfig.load(path)
+
+
+def _source_of(settings: Settings, base: Path) -> str | None:
+    """``images.source`` as the ``proxy.yml`` of the trials has it: as they will read it on another machine."""
+    path = _proxy_file(settings, base)
+    images = None if path is None else read_mapping(path).get("images")
+    source = images.get("source") if isinstance(images, dict) else None
+    return source if isinstance(source, str) else None
+
+
+def _proxy_file(settings: Settings, base: Path) -> Path | None:
+    """The ``proxy.yml`` that the trials' command names; None if they are not this package's."""
     command = str(settings.get("trialcommand", ""))
     try:
         shlex.split(command)
@@ -168,7 +205,7 @@ def _proxy_of(settings: Settings, base: Path) -> ProxyConfig | None:
     # The command is a shell's: other commands may follow, and quotes may surround it all.
     argument = re.match(r"""\s+(?![-0-9]*[<>])(?:"([^"]+)"|'([^']+)'|([^\s"'<>|&;()#]+))""", command[trial.end() :])
     name = next(filter(None, argument.groups())) if argument else "proxy.yml"
-    return ProxyConfig.load(_path("trialCommand", name, _code_directory(settings, base)))
+    return _path("trialCommand", name, _code_directory(settings, base))
 
 
 def _code_directory(settings: Settings, base: Path) -> Path:
@@ -284,9 +321,14 @@ def _check_kind(name: str, choice: Mapping[str, Any], tuner: str) -> None:
 
 def _local_service(settings: Settings) -> Settings | None:
     """The ``trainingService`` if it is this machine; None if trials run elsewhere."""
+    service = _service(settings)
+    return service if service.get("platform") == "local" else None
+
+
+def _service(settings: Settings) -> Settings:
+    """The ``trainingService``; nothing where it is a list of several."""
     service = settings.get("trainingservice")
-    plain = _plain(service) if isinstance(service, dict) else {}
-    return plain if plain.get("platform") == "local" else None
+    return _plain(service) if isinstance(service, dict) else {}
 
 
 def _check_gpus(settings: Settings) -> None:
@@ -322,14 +364,16 @@ def _check_gpu_indices(indices: Any, found: int) -> None:
             )
 
 
-def _check_by_nni(raw: Mapping[str, Any], config: Path) -> None:
-    """Ask NNI itself, whose exceptions ``nnictl`` shows as tracebacks."""
+def _check_by_nni(raw: Mapping[str, Any], config: Path) -> Any:
+    """Ask NNI itself, whose exceptions ``nnictl`` shows as tracebacks; gives its own form of the settings."""
     from nni.experiment.config import ExperimentConfig, utils
 
     try:
         utils.set_base_path(config.parent)
         try:
-            ExperimentConfig(**raw).validate()
+            found = ExperimentConfig(**raw)
+            found.validate()
+            return found.canonical_copy()
         finally:
             utils.unset_base_path()
     except Exception as error:

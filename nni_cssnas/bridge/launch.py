@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +26,19 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from nni_cssnas.bridge.experiment_file import platform_of
 from nni_cssnas.bridge.guard import manager_environment
+from nni_cssnas.bridge.remote import refuse_closed
 from nni_cssnas.errors import ConfigError, ExperimentError
 from nni_cssnas.results.experiments import find_experiment
+from nni_cssnas.results.profile import read_profile
 from nni_cssnas.tuners.base import finite_score
+from nni_cssnas.tuners.collector import Collector
 
 __all__ = [
     "Progress",
     "RunningExperiment",
+    "check_reach",
     "create",
     "free_port",
     "last_error",
@@ -171,6 +177,19 @@ class RunningExperiment:
             return None
         return number if isinstance(number, int) else None
 
+    def collect(self, patience: float = 20.0) -> None:
+        """Wait until the records of trials on other machines are stored, and store them where no tuner of ours does."""
+        try:
+            folder = find_experiment(self.id)
+            if _platform(folder) in ("local", None):
+                return
+            collector = Collector(f"{self.portal}/api/v1/nni", folder)
+            deadline = time.monotonic() + patience
+            while not collector.collect() and time.monotonic() < deadline:
+                time.sleep(0.5)
+        except (ExperimentError, requests.RequestException) as error:
+            warnings.warn(f"records of trials on other machines may be missing: {error}", stacklevel=2)
+
     def stop(self) -> None:
         """End the manager and its trials, as ``nnictl stop`` does; the records stay."""
         for manager in _managers(self.id):
@@ -207,13 +226,19 @@ def create(config: Path, *, port: int | None = None, public: bool = False) -> Ru
     Raises
     ------
     ConfigError
-        If there is no such file, or the port cannot be used.
+        If there is no such file, the port cannot be used, or trials on other machines could not reach the manager.
     ExperimentError
         If ``nnictl`` does not start the experiment; carries the reason that it gave.
     """
     if not config.is_file():
         raise ConfigError(f"there is no file {config}")
+    check_reach(config, public=public)
     return _start(["create", "--config", str(config)], port, public)
+
+
+def check_reach(config: Path, *, public: bool) -> None:
+    """Refuse an experiment whose trials run on machines that the manager would be closed to. Raises ConfigError."""
+    refuse_closed(platform_of(config), public)
 
 
 def resume(experiment_id: str, *, port: int | None = None, public: bool = False) -> RunningExperiment:
@@ -231,12 +256,13 @@ def resume(experiment_id: str, *, port: int | None = None, public: bool = False)
     Raises
     ------
     ConfigError
-        If the port cannot be used.
+        If the port cannot be used, or trials on other machines could not reach the manager.
     ExperimentError
         If there is no such experiment, it is running, the tuner of its last manager does not end, or ``nnictl`` does
         not start it.
     """
     folder = _stopped(experiment_id)
+    refuse_closed(_platform(folder), public)
     _await_dispatchers(folder.name)
     return _start(["resume", folder.name, "--experiment_dir", str(folder.parent)], port, public)
 
@@ -411,6 +437,14 @@ def _ends(process: psutil.Process, patience: float) -> bool:
                 return False
             time.sleep(0.05)
     return True
+
+
+def _platform(folder: Path) -> str | None:
+    """Where the trials of an experiment run; ``several`` if it has more than one place, None if that is not known."""
+    service = read_profile(folder).get("trainingService")
+    if isinstance(service, list):
+        return "several"
+    return service.get("platform") if isinstance(service, dict) else None
 
 
 def _managers(experiment_id: str) -> list[psutil.Process]:

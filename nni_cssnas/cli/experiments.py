@@ -27,21 +27,22 @@ def run(config: Config, port: Port = None, public: Public = False, keep: Keep = 
     from nni_cssnas.bridge import launch
     from nni_cssnas.cli.watching import follow
 
-    _rehearse(config)
+    launch.check_reach(config, public=public)
+    _rehearse(config, port)
     follow(lambda: launch.create(config, port=port, public=public), keep=keep, top=top)
 
 
 @app.command()
-def check(config: Config) -> None:
-    """Check experiment.yml, proxy.yml, the space and the images, and start nothing; run does this too."""
-    found = _rehearse(config)
+def check(config: Config, port: Port = None) -> None:
+    """Check experiment.yml, proxy.yml, the space, the images and other machines, and start nothing; run does this too."""
+    found = _rehearse(config, port)
     number = "no limit of trials" if found.trials is None else f"{found.trials} trials"
     if found.space is None:
         number += "; its trials are not this package's or run elsewhere, so space and images were not looked at"
     console.print(f"{config} can be run: {number}", soft_wrap=True, highlight=False)
 
 
-def _rehearse(config: Path) -> Rehearsal:
+def _rehearse(config: Path, port: int | None) -> Rehearsal:
     from nni_cssnas.bridge.rehearsal import rehearse
     from nni_cssnas.search.screen import Step
 
@@ -52,7 +53,10 @@ def _rehearse(config: Path) -> Rehearsal:
             if stage == "checked":
                 console.print(f"{done} images; the space and the score can be used", highlight=False)
 
-        return rehearse(config, on_stage=tell)
+        def tell_machine(line: str) -> None:
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+        return rehearse(config, on_stage=tell, on_machine=tell_machine, port=port)
 
 
 @app.command()

@@ -63,6 +63,7 @@ def follow(start: Callable[[], RunningExperiment], *, keep: bool, top: int) -> N
             state = _show_bar(experiment) if console.is_terminal else _show_lines(experiment)
             if state.errors:
                 console.print("the NNI manager reports: " + "; ".join(state.errors), style="red", markup=False)
+            experiment.collect()
             show_best(find_experiment(experiment.id), top=top, output=None, force=False)
         except KeyboardInterrupt as end:
             go_on = f"; go on with: nni-cssnas resume {experiment.id}" if experiment else ""

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from nni_cssnas.base.files import beside, one_line
 
-__all__ = ["CACHE_VARIABLE", "Blocks", "cache_folder", "locked", "resident"]
+__all__ = ["CACHE_VARIABLE", "FORMAT", "Blocks", "cache_folder", "footer", "locked", "read_cached", "resident"]
 
 CACHE_VARIABLE = "NNI_CSSNAS_CACHE"
 # Part of every key: raise it when decoding, resizing or the drawing of subsets changes.
@@ -106,20 +106,20 @@ def resident(key: dict[str, Any], make: Blocks, *, kind: str, size: int, cache_d
     try:
         with suppress(ValueError):
             # Without the lock, so that a finished file needs no write access to the folder.
-            if (images := _read(path, size)) is not None:
+            if (images := read_cached(path, size)) is not None:
                 return images
         with _usable():
             folder.mkdir(parents=True, exist_ok=True)
         with locked(path.with_suffix(".lock")):
             # Another trial may have made it while this one waited.
             try:
-                images = _read(path, size)
+                images = read_cached(path, size)
             except ValueError as error:
                 warnings.warn(f"cached images {path} are damaged ({error}); they are made again", stacklevel=3)
                 images = None
             if images is None:
                 _write(path, make(), size)
-                images = _read(path, size)
+                images = read_cached(path, size)
             if images is not None:
                 return images
             reason = "the file vanished"
@@ -205,7 +205,7 @@ def _usable() -> Iterator[None]:
         raise _UnusableError(error.strerror or str(error)) from None
 
 
-def _read(path: Path, size: int) -> torch.Tensor | None:
+def read_cached(path: Path, size: int) -> torch.Tensor | None:
     """The file's images, mapped; None if there is no such file.
 
     Raises
@@ -232,12 +232,12 @@ def _read(path: Path, size: int) -> torch.Tensor | None:
         raise ValueError("not one array")
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[1:] != (3, size, size):
         raise ValueError(f"{array.dtype} of shape {array.shape}")
-    whole = array.offset + array.nbytes + len(_footer(0))
+    whole = array.offset + array.nbytes + len(footer(0))
     if length != whole:
         raise ValueError(f"{length} bytes instead of {whole}")
     with _usable(), path.open("rb") as file:
         file.seek(array.offset + array.nbytes)
-        if file.read() != _footer(zlib.crc32(array.view(np.ndarray).data)):
+        if file.read() != footer(zlib.crc32(array.view(np.ndarray).data)):
             raise ValueError("wrong checksum")
     return torch.from_numpy(array.view(np.ndarray))
 
@@ -280,7 +280,7 @@ def _fill(file: Any, blocks: Iterator[NDArray[np.uint8]], size: int) -> None:
         with _usable():
             file.write(content)
     with _usable():
-        file.write(_footer(checksum))
+        file.write(footer(checksum))
         file.seek(0)
         if _write_header(file, count, size) != start:
             raise OSError("numpy's header changed its length")
@@ -288,7 +288,7 @@ def _fill(file: Any, blocks: Iterator[NDArray[np.uint8]], size: int) -> None:
         os.fsync(file.fileno())
 
 
-def _footer(checksum: int) -> bytes:
+def footer(checksum: int) -> bytes:
     """What follows the images: the CRC-32 of their bytes. Whoever reads the file as an .npy does not see it."""
     return b"CRC-32: %08x\n" % checksum
 

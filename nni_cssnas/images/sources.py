@@ -21,12 +21,13 @@ from nni_cssnas.config import ImagesConfig
 from nni_cssnas.errors import ImagesError, nearest
 from nni_cssnas.images import read, tiles
 from nni_cssnas.images.cache import Blocks, cache_folder, locked, resident
+from nni_cssnas.images.carried import carried_images
 from nni_cssnas.images.depth import common_depth
 from nni_cssnas.images.files import stamp, threads
 from nni_cssnas.images.listing import Listing, image_files
 from nni_cssnas.images.pool import Images, StreamedImages
 
-__all__ = ["BLOCK_BYTES", "CIFAR10_FOLDER", "listed", "load_images", "read_npz", "stamp", "threads"]
+__all__ = ["BLOCK_BYTES", "CIFAR10_FOLDER", "is_here", "listed", "load_images", "read_npz", "stamp", "threads"]
 
 NAMES = ("cifar10", "tiles")
 # Keys of the section that say how many images.
@@ -99,6 +100,8 @@ def load_images(
 
 def _load(config: ImagesConfig, cache_dir: Path | None, min_images: int, needed_by: str) -> Images:
     source = config.source
+    if not is_here(config, cache_dir) and (carried := carried_images(config, cache_dir)) is not None:
+        return carried
     if source == "tiles":
         key, make = _tiles(config)
     elif source == "cifar10":
@@ -123,6 +126,23 @@ def _load(config: ImagesConfig, cache_dir: Path | None, min_images: int, needed_
     return resident(key, make, kind=kind, size=config.size, cache_dir=cache_dir)
 
 
+def is_here(config: ImagesConfig, cache_dir: Path | None = None) -> bool:
+    """Whether this machine has the source."""
+    if config.source == "tiles":
+        return True
+    if config.source == "cifar10":
+        return all(path.is_file() for path in _cifar10_files(config, cache_dir))
+    return os.path.exists(Path(config.source).expanduser())
+
+
+def _cifar10_root(config: ImagesConfig, cache_dir: Path | None) -> Path:
+    return cache_folder(cache_dir) / "datasets" if config.root is None else config.root.expanduser()
+
+
+def _cifar10_files(config: ImagesConfig, cache_dir: Path | None) -> list[Path]:
+    return [_cifar10_root(config, cache_dir) / CIFAR10_FOLDER / name for name in CIFAR10_FILES]
+
+
 def _tiles(config: ImagesConfig) -> tuple[dict[str, Any], Blocks]:
     def make() -> Iterator[NDArray[np.uint8]]:
         images = tiles.cut(config.size)
@@ -132,8 +152,7 @@ def _tiles(config: ImagesConfig) -> tuple[dict[str, Any], Blocks]:
 
 
 def _cifar10(config: ImagesConfig, cache_dir: Path | None) -> tuple[dict[str, Any], Blocks]:
-    root = cache_folder(cache_dir) / "datasets" if config.root is None else config.root.expanduser()
-    files = [root / CIFAR10_FOLDER / name for name in CIFAR10_FILES]
+    root, files = _cifar10_root(config, cache_dir), _cifar10_files(config, cache_dir)
 
     def read() -> NDArray[np.uint8]:
         from torchvision.datasets import CIFAR10

@@ -62,6 +62,8 @@ class TrialRecord:
         Device, threads, host's platform, versions of Python and the libraries.
     started, duration
         Seconds since 1970, and seconds from start to end.
+    location
+        Where the trial's files lie, as ``host:path``, if that is another machine; else None.
     """
 
     experiment: str
@@ -80,6 +82,7 @@ class TrialRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     started: float = 0.0
     duration: float | None = None
+    location: str | None = None
 
     def write(self, folder: Path) -> Path:
         """Replace the record in ``folder``, atomically.
@@ -118,7 +121,16 @@ class TrialRecord:
         try:
             if not path.is_file():  # opening a pipe would wait for ever
                 raise ValueError("it is no file")
-            data = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ExperimentError(f"cannot read the record {path}: {error}") from None
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, origin: str) -> TrialRecord:
+        """A record from its JSON, as :meth:`read`; ``origin`` is what the message says of where it comes from."""
+        try:
+            data = json.loads(text)
             known = {item.name for item in fields(cls)}
             text = json.dumps({key: data[key] for key in data if key in known})
             record = _adapter().validate_json(text, strict=True)
@@ -131,9 +143,9 @@ class TrialRecord:
             problem = (
                 f"{'.'.join(map(str, first['loc'])) or 'it'} is {value}: {first['msg'][0].lower()}{first['msg'][1:]}"
             )
-        except (OSError, ValueError, TypeError, RecursionError, CssnasError) as error:
+        except (ValueError, TypeError, RecursionError, CssnasError) as error:
             problem = str(error)
-        raise ExperimentError(f"cannot read the record {path}: {problem}")
+        raise ExperimentError(f"cannot read the record {origin}: {problem}")
 
     @classmethod
     def finished_before(cls, folder: Path, parameters: dict[str, Any], config: dict[str, Any]) -> TrialRecord | None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -144,7 +145,7 @@ def make_report(folder: Path, records: Sequence[TrialRecord], *, top: int = 20, 
         names=names,
         top=ranked[:top],
         records=records,
-        links={record.trial: _links(logs.get(record.trial)) for record in records},
+        links={record.trial: _links(logs.get(record.trial)) + _elsewhere(record.location) for record in records},
         errors=Counter(_first_line(record.error) for record in records if record.status == "failed").most_common(),
         config=yaml.safe_dump(some.config, sort_keys=False, allow_unicode=True),
         nni=yaml.safe_dump(_experiment_yml(profile), sort_keys=False, allow_unicode=True) if profile else "",
@@ -205,6 +206,14 @@ def _links(folder: Path | None) -> list[tuple[str, str]]:
     if folder is None:
         return []
     return [(name, (folder / file).resolve().as_uri()) for name, file in LOGS.items() if (folder / file).is_file()]
+
+
+def _elsewhere(location: str | None) -> list[tuple[str, str]]:
+    """Name and address of another machine's folder of a trial; NNI gives it as ``host:~/path``."""
+    if location is None:
+        return []
+    host, _, path = location.partition(":")
+    return [(host, f"sftp://{host}/{quote(path.lstrip('/'), safe='/~')}")]
 
 
 def _first_line(text: str | None) -> str:

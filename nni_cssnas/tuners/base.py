@@ -32,6 +32,7 @@ from nni_cssnas.base.paths import make_importable
 from nni_cssnas.base.selection import non_dominated
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig, ScreenConfig
 from nni_cssnas.errors import ConfigError, nearest
+from nni_cssnas.results.carried import without_record
 from nni_cssnas.results.records import read_records
 from nni_cssnas.tuners.dispatcher import trial_code_directory
 from nni_cssnas.tuners.failures import ENOUGH, Failures
@@ -306,7 +307,8 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
             scores = self.objectives.read(value)
             if scores is None:
                 unusable = " and ".join(self.objectives.unusable(value))
-                _logger.warning("the %s of parameters %s is %r; it counts as the worst", unusable, parameter_id, value)
+                told = without_record(value)
+                _logger.warning("the %s of parameters %s is %r; it counts as the worst", unusable, parameter_id, told)
             self._note_reported(value)
             self._judge(parameter_id, params, scores)
 
@@ -628,9 +630,9 @@ class SearchTuner(Tuner, abc.ABC):  # type: ignore[misc]
         unknown = [name for name in self.objectives.missing(value) if name not in self._reported]
         if unknown and self._searches_trade_offs:
             self._num_incomplete += 1
-            self._last_metric = value
+            self._last_metric = without_record(value)
             if self._num_incomplete == 1:
-                _logger.error("%s", self._explain(unknown, value))
+                _logger.error("%s", self._explain(unknown, self._last_metric))
 
     def _unreported(self) -> bool:
         """Whether no trial reports an objective, so that the search is for nothing."""

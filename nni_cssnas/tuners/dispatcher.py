@@ -4,6 +4,7 @@
   manager comes next on that port: one that was resumed at once, whose own tuner it throws out.
 * It makes no objects of what it receives. NNI unpickles and calls whatever a message names, and anybody who can
   reach the manager can send one.
+* It stores what trials on other machines leave (:mod:`nni_cssnas.tuners.collector`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import psutil
 
 from nni_cssnas.base.threads import wait_politely
+from nni_cssnas.tuners.collector import Collector
 
 __all__ = [
     "end_with",
@@ -30,6 +32,7 @@ __all__ = [
     "manager_of",
     "plain_json",
     "prepare",
+    "runs_elsewhere",
     "take_plain_json",
     "trial_code_directory",
 ]
@@ -49,6 +52,9 @@ def prepare() -> None:
         return
     wait_politely()
     take_plain_json()
+    if runs_elsewhere():
+        manager_url = os.environ["NNI_TUNER_COMMAND_CHANNEL"].removeprefix("ws").removesuffix("/tuner")
+        Collector(f"http{manager_url}/api/v1/nni", Path(os.environ["NNI_CHECKPOINT_DIRECTORY"]).parent).start()
     manager = manager_of(psutil.Process())
     if manager is None:
         _logger.warning("the manager of this tuner was not found; the tuner may outlive it")
@@ -61,13 +67,25 @@ def trial_code_directory(arguments: Sequence[str] | None = None) -> Path | None:
 
     A tuner that NNI knows by name has no ``codeDirectory``, and runs in the folder of the experiment's logs.
     """
+    folder = _settings(arguments).get("trialCodeDirectory")
+    return Path(folder) if isinstance(folder, str) else None
+
+
+def runs_elsewhere(arguments: Sequence[str] | None = None) -> bool:
+    """Whether the trials run on other machines, as this process was told; False if it is no dispatcher."""
+    given = _settings(arguments).get("trainingService")
+    services = given if isinstance(given, list) else [given]
+    return any(isinstance(service, dict) and service.get("platform", "local") != "local" for service in services)
+
+
+def _settings(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """The experiment's settings, as NNI gives them on the command line of a dispatcher; else nothing."""
     arguments = sys.argv if arguments is None else arguments
     try:
-        encoded = arguments[arguments.index("--exp_params") + 1]
-        folder = json.loads(base64.b64decode(encoded))["trialCodeDirectory"]
-        return Path(folder)
-    except (ValueError, IndexError, KeyError, TypeError):
-        return None
+        found = json.loads(base64.b64decode(arguments[arguments.index("--exp_params") + 1]))
+    except (ValueError, IndexError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def manager_of(process: psutil.Process) -> psutil.Process | None:

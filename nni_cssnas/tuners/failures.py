@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nni_cssnas.errors import ExperimentError
+from nni_cssnas.results.carried import COLLECTED
 from nni_cssnas.results.records import RECORD_NAME, TrialRecord
 
 __all__ = ["ENOUGH", "Failures"]
@@ -27,8 +28,8 @@ class Failures:
     """The failed trials of one session, until the first one succeeds.
 
     Life cycle: :meth:`add` for each failure, :meth:`end` with the first success, :meth:`hopeless` before each proposal.
-    A tuner is not told why a trial failed, so the reason is read from the trials' folders. Where they cannot be read, as
-    those of trials on other machines, a search is never hopeless.
+    A tuner is not told why a trial failed, so the reason is read from the trials' folders, or from what trials on other
+    machines have sent, which arrives a moment later.
     """
 
     def __init__(self) -> None:
@@ -55,10 +56,13 @@ class Failures:
         folder = os.environ.get("NNI_CHECKPOINT_DIRECTORY")
         if not folder:
             return
-        trials = Path(folder).parent / TRIALS
-        common = Counter(self._reasons(trials)).most_common(1)
+        trials, wanted = Path(folder).parent / TRIALS, self.number
+        if not trials.is_dir():
+            # Those on other machines, of which the last have not arrived yet.
+            trials, wanted = Path(folder).parent / COLLECTED, ENOUGH
+        common = Counter(self._reasons(trials)).most_common()
         # Trials that still run may have printed something too.
-        if common and common[0][1] >= self.number:
+        if common and common[0][1] >= max(wanted, ENOUGH if len(common) == 1 else self.number):
             self.reason = common[0][0]
             _logger.error(
                 "the first %d trials have all failed, so the search ends here. Each said: %s. Mend that and start anew; "

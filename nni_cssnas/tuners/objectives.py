@@ -10,6 +10,7 @@ from typing import Any
 from nni.common.hpo_utils import OptimizeMode
 
 from nni_cssnas.errors import ConfigError, nearest
+from nni_cssnas.results.carried import without_record
 
 __all__ = ["SCORE", "Objectives", "finite_number", "finite_score", "reported"]
 
@@ -87,8 +88,8 @@ class Objectives:
 
 
 def reported(value: Any) -> Mapping[str, Any]:
-    """A final metric by names; a number alone is the score."""
-    return value if isinstance(value, Mapping) else {SCORE: value}
+    """A final metric by names, without a record that came with it; a number alone is the score."""
+    return without_record(value) if isinstance(value, Mapping) else {SCORE: value}
 
 
 def finite_score(value: Any) -> float | None:

@@ -428,8 +428,9 @@ def test_images_and_device_of_other_machines_are_not_looked_at_here(
     monkeypatch.setattr(Proxy, "rehearse", lambda self, tell, candidate: looked.append(candidate))
     monkeypatch.setattr(Proxy, "images", [])
     monkeypatch.setattr(watching, "follow", lambda start, **settings: None)
+    # That it wants a password is told; with a key it would be asked (tests/integration/test_remote.py).
     machine = {"host": "192.0.2.1", "user": "somebody", "password": "x"}
     for service, expected in (({"platform": "remote", "machineList": [machine]}, 0), ({"platform": "local"}, 1)):
         check(proxy="images: {source: /on/another/machine}", trainingService=service, nniManagerIp="192.0.2.2")
-        experiments.run(tmp_path / "experiment.yml")
+        experiments.run(tmp_path / "experiment.yml", public=True)
         assert len(looked) == expected

@@ -137,3 +137,27 @@ def test_outside_of_nni_nothing_is_looked_at(monkeypatch: pytest.MonkeyPatch) ->
     tuner = started()
     fail(tuner, 3 * ENOUGH, lambda index: None)
     assert tuner.generate_parameters(99)
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_those_on_other_machines_tell_a_moment_later(late: int, trials: Path) -> None:
+    """The last have not arrived when the next proposal is asked for."""
+    collected = trials.parents[2] / "trials"
+    trials.rmdir()
+    tuner = started()
+
+    def arrive(index: int) -> None:
+        if index >= late:
+            recorded(collected, index - late, WHY)
+
+    fail(tuner, ENOUGH + late, arrive)
+    with pytest.raises(NoMoreTrialError):
+        tuner.generate_parameters(60)
+
+
+def test_those_on_other_machines_that_fail_for_several_reasons_do_not_end_a_search(trials: Path) -> None:
+    collected = trials.parents[2] / "trials"
+    trials.rmdir()
+    tuner = started()
+    fail(tuner, 2 * ENOUGH, lambda index: recorded(collected, index, WHY if index % 2 else "another"))
+    assert tuner.generate_parameters(60)
