@@ -31,7 +31,11 @@ OWN_VARIABLES = (
 )
 """In which the environments of one experiment's trials differ. Libraries may read all others when they are imported."""
 
+ISOLATED = "NNI_CSSNAS_ISOLATED"
+"""In the environment of the manager, with any value: every trial starts by itself."""
+
 IDLE = 60.0
+"""Seconds without a trial after which the process ends."""
 
 
 def run(module: str, arguments: Sequence[str]) -> int | None:
@@ -40,14 +44,15 @@ def run(module: str, arguments: Sequence[str]) -> int | None:
     Returns
     -------
     int or None
-        Its exit code, negative for a signal; None if it has to be run here, as outside of NNI or on other systems than Linux.
+        Its exit code, negative for a signal; None if it has to be run here: outside of NNI, with :data:`ISOLATED`, or elsewhere than on
+        Linux.
 
     Raises
     ------
     KeyboardInterrupt
         If this process is told to end before the forked one has begun.
     """
-    if "NNI_PLATFORM" not in os.environ or sys.platform != "linux":
+    if "NNI_PLATFORM" not in os.environ or os.environ.get(ISOLATED) or sys.platform != "linux":
         return None
     options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     command = [sys.executable, *options, "-m", module, *arguments, "--serve"]
