@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from nni_cssnas.base.fork_server import end_as
 from nni_cssnas.base.messages import warning_line
+from nni_cssnas.bridge import forked
+from nni_cssnas.bridge.forked import Needs
 from nni_cssnas.errors import CssnasError
 
 if TYPE_CHECKING:
@@ -38,12 +40,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def command(arguments: Sequence[str] | None = None) -> int:
     """What ``python -m nni_cssnas.trial`` does: :func:`main`, in a forked process where there can be one."""
-    from nni_cssnas.bridge import forked
-
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _options(arguments)
     if options.serve is not None:
-        return forked.serve(options.serve, arguments, main, _threads)
+        return forked.serve(options.serve, arguments, main, _needs)
     _catch_signals()
     try:
         code = None if options.isolated else forked.run("nni_cssnas.trial", arguments)
@@ -77,14 +77,15 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _threads(arguments: Sequence[str]) -> int:
-    """What ``proxy.yml`` says of them; 0 where it is wrong, of which the trial tells."""
+def _needs(arguments: Sequence[str]) -> Needs:
+    """What a trial needs of the process that it is forked from, as ``proxy.yml`` says; if that is wrong, the trial tells so."""
     from nni_cssnas.config import ProxyConfig
 
     try:
-        return ProxyConfig.load(_options(arguments).config).threads
+        config = ProxyConfig.load(_options(arguments).config)
     except CssnasError:
-        return 0
+        return Needs()
+    return Needs(config.threads, config.score != "untrained")
 
 
 def _evaluate(path: str) -> int:

@@ -6,6 +6,7 @@ second after the experiment's manager, or after a minute without a trial. What a
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import json
@@ -14,12 +15,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from nni_cssnas.base import fork_server
 from nni_cssnas.base.fork_server import Job
 
-__all__ = ["run", "serve"]
+__all__ = ["Needs", "run", "serve"]
 
 OWN_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -30,6 +32,10 @@ OWN_VARIABLES = (
     "NNI_TRIAL_SEQ_ID",
 )
 """In which the environments of one experiment's trials differ. Libraries may read all others when they are imported."""
+
+MODULES = ("nni_cssnas.bridge.evaluator", "nni_cssnas.spaces")
+TRAINING_MODULES = ("lightly.loss.ntx_ent_loss", "lightly.models.modules.heads", "lightly.utils.scheduler")
+"""What a trial imports. Nothing of it starts a thread or asks for a GPU, which would not survive a fork."""
 
 ISOLATED = "NNI_CSSNAS_ISOLATED"
 """In the environment of the manager, with any value: every trial starts by itself."""
@@ -59,8 +65,27 @@ def run(module: str, arguments: Sequence[str]) -> int | None:
     return fork_server.run(_name(command), arguments, command)
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a trial needs of the process that it is forked from.
+
+    Parameters
+    ----------
+    threads
+        How many it computes with; 0 for its share of the cores.
+    trains
+        Whether it trains a network.
+    """
+
+    threads: int = 0
+    trains: bool = False
+
+
 def serve(
-    descriptor: int, arguments: Sequence[str], main: Callable[[list[str]], int], prepare: Callable[[Sequence[str]], int]
+    descriptor: int,
+    arguments: Sequence[str],
+    main: Callable[[list[str]], int],
+    needs: Callable[[Sequence[str]], Needs] = lambda _: Needs(),
 ) -> int:
     """Be the server of an experiment, on the listening socket of that number.
 
@@ -72,8 +97,8 @@ def serve(
         Those of the first trial.
     main
         What a trial does with its arguments; gives the exit code.
-    prepare
-        Given a trial's arguments, its number of threads, or 0 for its share of the cores.
+    needs
+        What a trial with these arguments needs.
     """
     platform = os.environ["NNI_PLATFORM"]
     os.environ["NNI_PLATFORM"] = "unittest"  # NNI then opens no log
@@ -83,11 +108,10 @@ def serve(
     defer_lightning()
     os.environ["NNI_PLATFORM"] = platform
     # The libraries read the number of threads when they are imported, and the last bits of a score depend on it.
-    threads = pairing.share_cores(prepare(arguments))
-    import gc
-
-    import nni_cssnas.bridge.evaluator
-    import nni_cssnas.spaces  # noqa: F401
+    first = needs(arguments)
+    threads = pairing.share_cores(first.threads)
+    for name in MODULES + first.trains * TRAINING_MODULES:
+        importlib.import_module(name)
 
     def work(arguments: list[str]) -> int:
         _adopt()
@@ -98,7 +122,7 @@ def serve(
     fork_server.serve(
         socket.socket(fileno=descriptor),
         work,
-        suits=lambda job: pairing.share_cores(prepare(job.arguments)) == threads,
+        suits=lambda job: pairing.share_cores(needs(job.arguments).threads) == threads,
         needed=_manager_answers,
         idle=IDLE,
     )

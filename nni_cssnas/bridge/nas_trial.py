@@ -20,7 +20,7 @@ def command() -> int:
     """What ``python -m nni_cssnas.bridge.nas_trial`` does: :func:`main`, in a forked process where there can be one."""
     arguments = sys.argv[1:]
     if arguments[-2:-1] == ["--serve"]:
-        return forked.serve(int(arguments[-1]), arguments, lambda _: main(), lambda _: 0)
+        return forked.serve(int(arguments[-1]), arguments, lambda _: main())
     code = forked.run("nni_cssnas.bridge.nas_trial", arguments)
     return main() if code is None else end_as(code)
 

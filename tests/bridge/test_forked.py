@@ -211,6 +211,29 @@ def test_a_stopped_one_is_recorded_as_stopped(imported: bool, manager: Manager) 
     assert manager.record(trial).status == "stopped"
 
 
+@pytest.mark.slow
+def test_what_is_imported_before_the_fork_survives_it() -> None:
+    """CUDA does not, once it was asked for its devices, and neither do threads."""
+    code = """
+import importlib, os, sys
+from unittest import mock
+os.environ["OMP_NUM_THREADS"] = "1"
+import torch
+from nni_cssnas.bridge.forked import MODULES, TRAINING_MODULES
+from nni_cssnas.bridge.imports import defer_lightning
+
+asked = mock.Mock(side_effect=AssertionError("asked for GPUs"))
+names = [name for name in ("_cuda_getDeviceCount", "_cuda_init") if hasattr(torch._C, name)]
+with mock.patch.multiple(torch._C, **dict.fromkeys(names, asked)), mock.patch("torch.cuda.is_available", asked):
+    defer_lightning()
+    for name in MODULES + TRAINING_MODULES:
+        importlib.import_module(name)
+print(asked.call_count, len(os.listdir("/proc/self/task")), "pytorch_lightning" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 1 False\n"
+
+
 @pytest.mark.parametrize(("name", "value"), [("NNI_PLATFORM", None), ("NNI_CSSNAS_ISOLATED", "1")])
 def test_where_nothing_is_forked(name: str, value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NNI_PLATFORM", "local")
