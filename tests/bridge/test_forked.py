@@ -85,7 +85,9 @@ class Manager:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
-    def start(self, trial: str, *options: str, proxy: dict[str, Any] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, trial: str, *options: str, proxy: dict[str, Any] | None = None, module: str = "nni_cssnas.trial"
+    ) -> subprocess.Popen[str]:
         (self.folder / "proxy.yml").write_text(yaml.safe_dump(PROXY | (proxy or {})))
         (self.folder / "own_space.py").write_text(SPACE)
         out = self.folder / trial
@@ -99,7 +101,7 @@ class Manager:
             "NNI_SYS_DIR": str(out),
             "NNI_TRIAL_COMMAND_CHANNEL": f"http://127.0.0.1:{self.server.server_address[1]}/env/local-env/{trial}",
         }
-        command = [sys.executable, "-W", "ignore", "-m", "nni_cssnas.trial", *options, "proxy.yml"]
+        command = [sys.executable, "-W", "ignore", "-m", module, *options, "proxy.yml"]
         pipe = subprocess.PIPE
         return subprocess.Popen(command, cwd=self.folder, env=environ, stdout=pipe, stderr=pipe, text=True)
 
@@ -177,6 +179,18 @@ def test_a_forked_trial_sees_what_has_changed_in_the_users_code(manager: Manager
     assert "Missing" in error
     assert "Traceback" not in error
     assert manager.record("t4").status == "failed"
+
+
+@pytest.mark.slow
+def test_trials_of_a_nas_experiment_are_forked_too(manager: Manager) -> None:
+    before = {server.pid for server in manager.servers()}
+    process = manager.start("t10", module="nni_cssnas.bridge.nas_trial")
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert error.startswith("nni_cssnas: ExperimentError: the parameters ")  # they name no architecture
+    (server,) = {server.pid for server in manager.servers()} - before
+    assert "nni_cssnas.bridge.nas_trial" in psutil.Process(server).cmdline()
+    psutil.Process(server).kill()
 
 
 @pytest.mark.slow
