@@ -514,7 +514,7 @@ def start(bench: Bench, args: argparse.Namespace) -> None:
 TINY = """
 preset: cpu
 threads: 1
-space: {arguments: {num_nodes: 2, num_cells: 3, channels: 4}}
+space: {arguments: {num_nodes: 4, num_cells: 3, channels: 4}}
 images: {source: tiles, num_images: 96}
 views: {input_size: 16}
 untrained: {batch_size: 8}
@@ -538,7 +538,7 @@ def forked_start(bench: Bench) -> None:
             "a whole trial of a tiny network, forked, against isolated",
             run,
             lambda: run("--isolated"),
-            target="at least 3",
+            target="at least 5",
             rounds=min(3, bench.rounds),
         )
 
