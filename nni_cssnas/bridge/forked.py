@@ -62,7 +62,11 @@ def run(module: str, arguments: Sequence[str]) -> int | None:
         return None
     options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
     command = [sys.executable, *options, "-m", module, *arguments, "--serve"]
-    return fork_server.run(_name(command), arguments, command)
+    try:
+        name = _name(command)
+    except OSError:  # no /proc
+        return None
+    return fork_server.run(name, arguments, command)
 
 
 @dataclass(frozen=True)
@@ -160,8 +164,10 @@ def _manager_answers(job: Job | None) -> bool:
     url = urlsplit((os.environ if job is None else job.environ).get("NNI_TRIAL_COMMAND_CHANNEL", ""))
     if not url.hostname or not url.port:
         return True
+    # Of two addresses of one name, Python tells the error of the first, which is another one where there is no IPv6.
+    host = "127.0.0.1" if url.hostname == "localhost" else url.hostname
     try:
-        socket.create_connection((url.hostname, url.port), timeout=1.0).close()
+        socket.create_connection((host, url.port), timeout=1.0).close()
     except ConnectionRefusedError:
         return False
     except OSError:

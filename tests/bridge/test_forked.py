@@ -272,9 +272,10 @@ def test_a_server_is_for_one_environment(monkeypatch: pytest.MonkeyPatch) -> Non
     assert forked._name(["python3"]) != name
 
 
-def test_whether_the_manager_is_there() -> None:
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_whether_the_manager_is_there(host: str) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        url = f"http://127.0.0.1:{server.server_address[1]}/env/local-env/a"
+        url = f"http://{host}:{server.server_address[1]}/env/local-env/a"
         job = forked.Job([], {"NNI_TRIAL_COMMAND_CHANNEL": url}, ".")
         assert forked._manager_answers(job)
     assert not forked._manager_answers(job)
