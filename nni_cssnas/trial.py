@@ -4,6 +4,9 @@ The trial asks NNI for its parameters before anything heavy is imported. Run out
 architecture, which is a quick check of a ``proxy.yml``. ``TRIAL_BUDGET``, which Hyperband and BOHB add to the choices, is
 the number of epochs.
 
+Within NNI, on Linux, the trial is forked from a process that has done the imports (:mod:`nni_cssnas.bridge.forked`).
+``--isolated`` starts each trial by itself.
+
 NNI stops a trial (an assessor's decision, ``nnictl stop``) by SIGINT, and by SIGKILL five seconds later.
 """
 
@@ -20,29 +23,69 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from nni_cssnas.base.fork_server import end_as
 from nni_cssnas.base.messages import warning_line
+from nni_cssnas.bridge import forked
+from nni_cssnas.bridge.forked import Needs
+from nni_cssnas.errors import CssnasError
 
 if TYPE_CHECKING:
     from nni_cssnas.judge.proxy import ProxyResult
 
-__all__ = ["main"]
+__all__ = ["command", "main"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """They stop a trial: NNI sends the first, batch systems the second."""
 
 
+def command(arguments: Sequence[str] | None = None) -> int:
+    """What ``python -m nni_cssnas.trial`` does: :func:`main`, in a forked process where there can be one."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = _options(arguments)
+    if options.serve is not None:
+        return forked.serve(options.serve, arguments, main, _needs)
+    _catch_signals()
+    try:
+        code = None if options.isolated else forked.run("nni_cssnas.trial", arguments)
+    except KeyboardInterrupt as error:
+        with suppress(CssnasError, OSError):
+            _keep(error, {})
+        _stop()
+    return main(arguments) if code is None else end_as(code)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate one candidate; gives the process's exit code, 1 for an error that a user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m nni_cssnas.trial", description="Judge one candidate for NNI.")
-    parser.add_argument("config", nargs="?", default="proxy.yml", help="the proxy's settings (default: proxy.yml)")
-    options = parser.parse_args(arguments)
-    for number in SIGNALS:
-        signal.signal(number, _interrupt)
+    """Evaluate one candidate in this process; gives the exit code, 1 for an error that a user can mend."""
+    options = _options(arguments)
+    _catch_signals()
     warnings.formatwarning = warning_line
     try:
         return _evaluate(options.config)
     except KeyboardInterrupt:
         _stop()
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m nni_cssnas.trial", description="Judge one candidate for NNI.")
+    parser.add_argument("config", nargs="?", default="proxy.yml", help="the proxy's settings (default: proxy.yml)")
+    parser.add_argument(
+        "--isolated",
+        action="store_true",
+        help="start by itself and import all that is needed, in place of a fork of a process that has done so",
+    )
+    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)  # be that process, on this socket
+    return parser.parse_args(arguments)
+
+
+def _needs(arguments: Sequence[str]) -> Needs:
+    """What a trial needs of the process that it is forked from, as ``proxy.yml`` says; if that is wrong, the trial tells so."""
+    from nni_cssnas.config import ProxyConfig
+
+    try:
+        config = ProxyConfig.load(_options(arguments).config)
+    except CssnasError:
+        return Needs()
+    return Needs(config.threads, config.score != "untrained")
 
 
 def _evaluate(path: str) -> int:
@@ -58,8 +101,6 @@ def _evaluate(path: str) -> int:
         parameters = nni.get_next_parameter() or {}
         result = _judge(path, parameters)
     except BaseException as error:
-        from nni_cssnas.errors import CssnasError
-
         with suppress(CssnasError, OSError):  # as on a full disk: the trial's own error is told below
             _keep(error, parameters)
         if not isinstance(error, CssnasError):
@@ -126,6 +167,11 @@ def _keep(error: BaseException, parameters: dict[str, Any]) -> None:
         record.write_error(Path(folder), error)
 
 
+def _catch_signals() -> None:
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+
+
 def _interrupt(number: int, frame: object) -> NoReturn:
     # NNI may send it again while the record is written.
     for known in SIGNALS:
@@ -144,6 +190,6 @@ def _stop() -> NoReturn:
 
 if __name__ == "__main__":
     # Back to the module's real name, so that errors and classes are those that others import.
-    from nni_cssnas.trial import main as run
+    from nni_cssnas.trial import command as run
 
     sys.exit(run())

@@ -10,7 +10,8 @@ views       augmented pairs: ours, a batch at once, against lightly's transform 
 epoch       a training epoch: ours against forward, backward and optimiser step on ready tensors (the limit), and
             against lightly's documented SimCLR recipe (its transform, a DataLoader, its loss)
 loss        NT-Xent in one matrix product against a loop over images with drawn negatives, and against lightly's
-start       a trial from ``python`` to its first step, against importing torch, torchvision and nni
+start       an isolated trial from ``python`` to its first step, against importing torch, torchvision and nni; a trial of a
+            tiny network from ``python`` to its end, forked as NNI's trials are, against an isolated one
 memory      a trial's peak against that of a process that only runs the network's training step, plus the images
 screening   architectures per second by the default untrained score
 growth      how an epoch and screening grow with images, batch, channels and cells
@@ -494,6 +495,7 @@ def start(bench: Bench, args: argparse.Namespace) -> None:
         subprocess.run([sys.executable, "-W", "ignore", *command], check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - begin
 
+    forked_start(bench)
     for score in ("untrained", "contrastive"):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "proxy.yml"
@@ -507,6 +509,38 @@ def start(bench: Bench, args: argparse.Namespace) -> None:
                 slowdown=True,
                 rounds=min(3, bench.rounds),
             )
+
+
+TINY = """
+preset: cpu
+threads: 1
+space: {arguments: {num_nodes: 4, num_cells: 3, channels: 4}}
+images: {source: tiles, num_images: 96}
+views: {input_size: 16}
+untrained: {batch_size: 8}
+"""
+
+
+def forked_start(bench: Bench) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "proxy.yml").write_text(TINY, encoding="utf-8")
+        # NNI's name for trials without a manager, to which it gives no choices.
+        environ = {**os.environ, "NNI_PLATFORM": "unittest"}
+
+        def run(*options: str) -> float:
+            command = [sys.executable, "-W", "ignore", "-m", "nni_cssnas.trial", *options]
+            begin = time.perf_counter()
+            subprocess.run(command, check=True, cwd=folder, env=environ, stdout=subprocess.DEVNULL)
+            return time.perf_counter() - begin
+
+        bench.compare(
+            "start",
+            "a whole trial of a tiny network, forked, against isolated",
+            run,
+            lambda: run("--isolated"),
+            target="at least 5",
+            rounds=min(3, bench.rounds),
+        )
 
 
 def memory(bench: Bench, args: argparse.Namespace) -> None:

@@ -199,7 +199,7 @@ def _proxy_file(settings: Settings, base: Path) -> Path | None:
         shlex.split(command)
     except ValueError as error:
         raise ConfigError(f"trialCommand is {command!r}: {error}") from None
-    trial = re.search(r"nni_cssnas\.trial\b", command)
+    trial = re.search(r"nni_cssnas\.trial\b(\s+--isolated\b)?", command)
     if trial is None:
         return None
     # The command is a shell's: other commands may follow, and quotes may surround it all.

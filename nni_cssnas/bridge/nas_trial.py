@@ -10,11 +10,23 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["main"]
+from nni_cssnas.base.fork_server import end_as
+from nni_cssnas.bridge import forked
+
+__all__ = ["command", "main"]
+
+
+def command() -> int:
+    """What ``python -m nni_cssnas.bridge.nas_trial`` does: :func:`main`, in a forked process where there can be one."""
+    arguments = sys.argv[1:]
+    if arguments[-2:-1] == ["--serve"]:
+        return forked.serve(int(arguments[-1]), arguments, lambda _: main())
+    code = forked.run("nni_cssnas.bridge.nas_trial", arguments)
+    return main() if code is None else end_as(code)
 
 
 def main() -> int:
-    """Evaluate one architecture; gives the process's exit code, 1 for an error that a user can mend."""
+    """Evaluate one architecture in this process; gives the process's exit code, 1 for an error that a user can mend."""
     from nni_cssnas.bridge import pairing
     from nni_cssnas.bridge.imports import defer_lightning
     from nni_cssnas.errors import CssnasError
@@ -39,4 +51,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from nni_cssnas.bridge.nas_trial import command as run
+
+    sys.exit(run())

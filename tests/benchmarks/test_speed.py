@@ -18,7 +18,7 @@ import speed
 from rich.console import Console
 
 LONG = {"epoch", "growth", "memory", "screening", "start"}
-LINES = {"views": 1, "epoch": 5, "loss": 2, "start": 2, "memory": 2, "screening": 2, "growth": 2}
+LINES = {"views": 1, "epoch": 5, "loss": 2, "start": 3, "memory": 2, "screening": 2, "growth": 2}
 """How many comparisons each part makes in its short form."""
 
 

@@ -52,6 +52,8 @@ def check(tmp_path: Path) -> Check:
         "python -m nni_cssnas.trial && echo done",
         "python -m nni_cssnas.trial proxy.yml; echo done",
         "python -m nni_cssnas.trial 2> log",
+        "python -m nni_cssnas.trial --isolated",
+        "python -m nni_cssnas.trial --isolated proxy.yml",
         "python -mnni_cssnas.trial 'proxy.yml' # a note",
         "(cd . && python -m nni_cssnas.trial proxy.yml)",
         "bash -c 'python -m nni_cssnas.trial proxy.yml'",
