@@ -260,6 +260,7 @@ def run(
     """
     from nni_cssnas.bridge import launch
     from nni_cssnas.bridge.rehearsal import rehearse
+    from nni_cssnas.results.experiments import find_experiment
 
     launch.check_reach(Path(experiment), public=public)
     rehearse(Path(experiment), on_stage=None if on_step is None else partial(_stage, on_step), port=port)
@@ -270,7 +271,7 @@ def run(
         for state in started.watch():
             if on_progress is not None:
                 on_progress(state)
-        started.collect()
+        started.collect(find_experiment(started.id))
     finally:
         if not keep:
             started.stop()

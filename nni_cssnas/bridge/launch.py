@@ -43,6 +43,7 @@ __all__ = [
     "free_port",
     "last_error",
     "manager_environment",
+    "manager_error",
     "register_tuners",
     "resume",
     "view",
@@ -51,6 +52,10 @@ __all__ = [
 
 ALMOST_FULL = 2**20
 """Bytes: a disk with less space is full for a manager."""
+
+
+AFTERWARDS = ("SQLITE_MISUSE: Database is closed", "Worker channel closed unexpectedly: shutdown")
+"""What NNI's manager logs as errors while it ends."""
 
 
 @dataclass(frozen=True)
@@ -177,12 +182,13 @@ class RunningExperiment:
             return None
         return number if isinstance(number, int) else None
 
-    def collect(self, patience: float = 20.0) -> None:
-        """Wait until the records of trials on other machines are stored, and store them where no tuner of ours does."""
+    def collect(self, folder: Path, patience: float = 20.0) -> None:
+        """Wait until the records of trials on other machines are in the experiment's folder, and store them there where no
+        tuner of ours does.
+        """
+        if _platform(folder) in ("local", None):
+            return
         try:
-            folder = find_experiment(self.id)
-            if _platform(folder) in ("local", None):
-                return
             collector = Collector(f"{self.portal}/api/v1/nni", folder)
             deadline = time.monotonic() + patience
             while not collector.collect() and time.monotonic() < deadline:
@@ -200,7 +206,7 @@ class RunningExperiment:
 
     def _obituary(self, error: ExperimentError) -> str:
         log = _manager_log(self.id)
-        reason = last_error(log.read_text(encoding="utf-8", errors="replace")) if log else None
+        reason = manager_error(log.read_text(encoding="utf-8", errors="replace")) if log else None
         said = (
             f"its last error is: {reason} ({log})" if reason else f"its log tells no error{f' ({log})' if log else ''}"
         )
@@ -326,6 +332,15 @@ def last_error(text: str) -> str | None:
     return found
 
 
+def manager_error(log: str) -> str | None:
+    """The last error of a manager's last life, from ``nnimanager.log``; None if it tells none.
+
+    What only follows from its end, as a question to a database that is closed already, does not count.
+    """
+    life = log.rpartition("(main) Start NNI manager")[2]
+    return last_error("\n".join(line for line in life.splitlines() if not any(text in line for text in AFTERWARDS)))
+
+
 def _start(arguments: Sequence[str], port: int | None, public: bool) -> RunningExperiment:
     """Run ``nnictl``; what it has begun is ended again if this is interrupted."""
     if port is None:
@@ -388,7 +403,7 @@ def _reason(said: str, experiment_id: str | None) -> str:
     """Why ``nnictl`` failed: its own last error, and its manager's."""
     told = last_error(said) or (said.strip().splitlines() or ["it said nothing"])[-1]
     log = _manager_log(experiment_id) if experiment_id else None
-    deeper = last_error(log.read_text(encoding="utf-8", errors="replace")) if log else None
+    deeper = manager_error(log.read_text(encoding="utf-8", errors="replace")) if log else None
     return f"{told}; the manager's last error is: {deeper} ({log})" if deeper else told
 
 

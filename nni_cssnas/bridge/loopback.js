@@ -6,6 +6,7 @@
 "use strict";
 const fs = require("fs");
 const http = require("http");
+const Module = require("module");
 const net = require("net");
 const path = require("path");
 const childProcess = require("child_process");
@@ -25,6 +26,7 @@ if (path.basename(main) === "main.js" && path.basename(path.dirname(main)) === "
     closeTensorBoard();
     closeTrialOutput();
     waitForTuner();
+    outliveMachines();
 }
 
 function listenOnLoopback() {
@@ -219,4 +221,22 @@ function waitForTuner() {
             return Reflect.apply(target, self, [callback, givesUp ? 120000 : delay, ...rest]);
         },
     });
+}
+
+// On platform: remote NNI listens to no error of an SSH connection once it stands, so that the manager ended with the first
+// connection that broke. And a machine that is gone without a word was never noticed by it.
+function outliveMachines() {
+    const load = Module._load;
+    Module._load = function (request, ...rest) {
+        const found = load.call(this, request, ...rest);
+        if (request === "ssh2") {
+            Module._load = load;
+            const connect = found.Client.prototype.connect;
+            found.Client.prototype.connect = function (config) {
+                this.on("error", (error) => console.error(`SSH connection to ${config.host}: ${error.message}`));
+                return connect.call(this, { keepaliveInterval: 15000, keepaliveCountMax: 4, ...config });
+            };
+        }
+        return found;
+    };
 }

@@ -132,7 +132,8 @@ def check_code_folder(folder: Path) -> None:
         if number > MOST_FILES or size > MOST_BYTES:
             raise ConfigError(
                 f"trialCodeDirectory: {folder} holds more than {MOST_FILES} files or {MOST_BYTES // 2**20} MB, which NNI "
-                f"does not send to other machines ({name} and what follows); name what trials do not need in .nniignore"
+                f"does not send to other machines ({name} and what follows); move images out of it and name them by their "
+                "absolute path, or name what trials do not need in .nniignore"
             )
 
 

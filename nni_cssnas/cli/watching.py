@@ -63,8 +63,9 @@ def follow(start: Callable[[], RunningExperiment], *, keep: bool, top: int) -> N
             state = _show_bar(experiment) if console.is_terminal else _show_lines(experiment)
             if state.errors:
                 console.print("the NNI manager reports: " + "; ".join(state.errors), style="red", markup=False)
-            experiment.collect()
-            show_best(find_experiment(experiment.id), top=top, output=None, force=False)
+            folder = find_experiment(experiment.id)
+            experiment.collect(folder)
+            show_best(folder, top=top, output=None, force=False)
         except KeyboardInterrupt as end:
             go_on = f"; go on with: nni-cssnas resume {experiment.id}" if experiment else ""
             console.print(f"\ninterrupted; the trials that finished are kept{go_on}", soft_wrap=True, highlight=False)

@@ -18,7 +18,8 @@ from nni_cssnas import CellSpace, ProxyConfig, ProxyEvaluator
 from nni_cssnas.errors import ConfigError, DeviceError, DivergenceError, ExperimentError, ImagesError, SpaceError
 from nni_cssnas.judge.proxy import Proxy, candidate_seed
 from nni_cssnas.results import records
-from nni_cssnas.results.records import read_records
+from nni_cssnas.results.carried import found_in_metric, found_in_output
+from nni_cssnas.results.records import TrialRecord, read_records
 from nni_cssnas.scores.combine import DEAD
 from nni_cssnas.spaces import random_choices
 from nni_cssnas.spaces.network import CellNetwork
@@ -317,3 +318,36 @@ def test_on_a_full_disk_a_trial_says_so_and_nothing_else(
     monkeypatch.setattr(records, "write_atomically", full)
     with pytest.raises(ExperimentError, match=r"cannot write the trial's record .*No space left"):
         score(config(), samples[0], tmp_path)
+
+
+@pytest.mark.parametrize("platform", ["remote", "local"])
+def test_the_record_of_another_machines_trial_travels(
+    platform: str,
+    samples: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With its final metric; and where there is none, as a line of its output."""
+    metrics: list[Any] = []
+    monkeypatch.setattr(nni, "report_final_result", metrics.append)
+    monkeypatch.setattr(nni.trial, "_params", {"parameter_id": 3, "parameters": samples[0]})
+    monkeypatch.setenv("NNI_PLATFORM", platform)
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "a"))
+    settings = config(score="untrained", untrained=SMALL)
+    value = score(settings, samples[0])
+    written = TrialRecord.read(tmp_path / "a" / "record.json")
+    assert score(settings, samples[0]) == value  # run once more by NNI, it tells what it has found before
+    assert [metric["default"] for metric in metrics] == [value] * 2
+    sent = [found_in_metric(metric, nni.get_trial_id()) for metric in metrics]
+    assert sent == [written if platform == "remote" else None] * 2
+    capsys.readouterr()
+
+    monkeypatch.setenv("NNI_OUTPUT_DIR", str(tmp_path / "b"))
+    with pytest.raises(DivergenceError):
+        score(config(contrastive={"lr": 1e30}), samples[0])
+    failed = TrialRecord.read(tmp_path / "b" / "record.json")
+    assert failed.status == "failed"
+    told = found_in_output(capsys.readouterr().out, nni.get_trial_id())
+    assert told == (failed if platform == "remote" else None)
+    assert len(metrics) == 2

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -254,6 +255,43 @@ def test_a_slow_tuner_is_waited_for(tmp_path: Path) -> None:
         [str(NODE), str(script)], env=manager_environment(), capture_output=True, text=True, check=True, timeout=20
     )
     assert done.stdout.split() == ["120000", "10000", "awaited"]
+
+
+def test_a_manager_outlives_a_broken_connection_to_a_machine(tmp_path: Path) -> None:
+    """With the SSH client that NNI's manager has; to an error that nobody listens to, node ends."""
+    (tmp_path / "nni_node").mkdir()
+    script = tmp_path / "nni_node" / "main.js"
+    script.write_text(
+        """
+        const { once } = require("events");
+        const { Client } = require("ssh2");
+        (async () => {
+            const client = new Client();
+            client.connect({ host: "127.0.0.1", port: Number(process.argv[2]), username: "me", password: "x" });
+            await new Promise((done) => client.on("close", done));
+            console.log("alive", client.config.keepaliveInterval);
+            client.connect({ host: "127.0.0.1", port: Number(process.argv[2]), username: "me", password: "x" });
+            await once(client, "ready").catch((error) => console.log("told", error.message));
+        })();
+        """
+    )
+    environment = manager_environment() | {"NODE_PATH": str(NODE.parent / "node_modules")}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closing = threading.Thread(target=lambda: [server.accept()[0].close() for _ in range(2)], daemon=True)
+        closing.start()
+        done = subprocess.run(
+            [str(NODE), str(script), str(server.getsockname()[1])],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    lines = done.stdout.splitlines()
+    assert lines[:1] == ["alive 15000"], done.stderr
+    assert lines[1].startswith("told "), done.stderr
+    assert done.returncode == 0
+    assert "SSH connection to 127.0.0.1: " in done.stderr
 
 
 def test_tensorboard_does_not_listen_everywhere(tmp_path: Path) -> None:

@@ -426,3 +426,27 @@ def test_a_port_that_is_taken_meanwhile_is_passed_over(monkeypatch: pytest.Monke
     assert launch._start_anywhere(["create"], public=False).port == tried[2] > tried[1] > tried[0] >= 8080
     with pytest.raises(ExperimentError, match="another reason"):
         launch._start_anywhere(["create"], public=False)
+
+
+BEGUN = "[2026-01-01 10:00:00] INFO (main) Start NNI manager\n"
+ENDING = "[2026-01-01 10:00:05] INFO (ShutdownManager) Initiate shutdown: training service initialize failed\n"
+CAUSE = (
+    "[2026-01-01 10:00:04] ERROR (TrainingServiceCompat) failed: Error: connect ECONNREFUSED 192.0.2.1:22\n    at TCP\n"
+)
+AFTER = "[2026-01-01 10:00:06] ERROR (NNIRestHandler) Error: SQLITE_MISUSE: Database is closed\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "cause"),
+    [
+        (BEGUN + CAUSE + ENDING + AFTER, "connect ECONNREFUSED"),
+        (BEGUN + ENDING + CAUSE + AFTER, "connect ECONNREFUSED"),
+        (BEGUN + CAUSE + ENDING + BEGUN + ENDING + AFTER, None),  # that of the life before is over
+        (BEGUN + CAUSE.replace("ECONNREFUSED", "OTHER") + ENDING + BEGUN + CAUSE, "connect ECONNREFUSED"),
+        (BEGUN + ENDING, None),
+        ("", None),
+    ],
+)
+def test_what_follows_from_a_managers_end_is_not_its_reason(log: str, cause: str | None) -> None:
+    found = launch.manager_error(log)
+    assert found is None if cause is None else cause in str(found)

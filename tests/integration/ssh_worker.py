@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -30,8 +32,19 @@ async def serve(host: str, home: Path) -> None:
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, "HOME": str(home)},
         )
-        await process.redirect(stdin=shell.stdin, stdout=shell.stdout, stderr=shell.stderr)
+        # Not asyncssh's redirect, which fails, and ends the connection, where a command has ended before it begins.
+        feeding = asyncio.create_task(copy(process.stdin, shell.stdin, close=True))
+        await asyncio.gather(copy(shell.stdout, process.stdout), copy(shell.stderr, process.stderr))
         process.exit(await shell.wait())
+        feeding.cancel()
+
+    async def copy(reader: Any, writer: Any, *, close: bool = False) -> None:
+        with suppress(OSError, asyncssh.Error):
+            while data := await reader.read(2**16):
+                writer.write(data)
+                await writer.drain()
+            if close:
+                writer.close()
 
     server = await asyncssh.create_server(
         asyncssh.SSHServer,
