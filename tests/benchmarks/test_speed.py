@@ -18,7 +18,7 @@ import speed
 from rich.console import Console
 
 LONG = {"epoch", "growth", "memory", "screening", "start"}
-LINES = {"views": 1, "epoch": 5, "loss": 2, "start": 3, "memory": 2, "screening": 2, "growth": 2}
+LINES = {"views": 3, "epoch": 5, "loss": 2, "start": 3, "memory": 2, "screening": 2, "growth": 2}
 """How many comparisons each part makes in its short form."""
 
 
@@ -74,3 +74,18 @@ def test_views_that_are_not_made_are_no_speed() -> None:
 
 def test_what_screens_uses_the_default_score() -> None:
     assert speed.screener(images={"num_images": 64}).config.score == "untrained"
+
+
+@pytest.mark.parametrize("make", [speed.torchvision_views, speed.kornia_views])
+def test_the_views_of_other_libraries_are_views(make: Any) -> None:
+    config = speed.ViewsConfig(rr_prob=0.5, rr_degrees=30.0, vf_prob=0.5)
+    images = torch.randint(0, 256, (4, 3, 24, 24), dtype=torch.uint8)
+    first, second = make(config, 16)(images, torch.Generator())
+    assert first.shape == second.shape == (4, 3, 16, 16)
+    assert first.dtype is torch.float32
+    assert not torch.equal(first, second)
+    assert first.std() > 0.3  # normalised: not all black, and not from 0 to 255
+    assert first.abs().max() < 3
+    # Each image has a draw of its own.
+    same = make(config, 16)(images[:1].expand(4, -1, -1, -1), torch.Generator())[0]
+    assert len({tuple(view.flatten().tolist()) for view in same}) == 4
