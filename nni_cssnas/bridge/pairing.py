@@ -106,7 +106,7 @@ def install() -> None:
     if not url.startswith("http://"):
         return
     trial_id = os.environ.get("NNI_TRIAL_JOB_ID", "")
-    channel: TrialCommandChannelV3 = PlainChannel(url)
+    channel: TrialCommandChannelV3 | None = None  # each that is made says so in the trial's log
     if os.environ.get("NNI_PLATFORM") == "local":
         channel = OwnParametersChannel(url, trial_id)
     elif os.environ.get("NNI_PLATFORM") == "remote":
@@ -120,7 +120,7 @@ def install() -> None:
                 f"cannot ask the manager ({problem}); open nniManagerIp and the manager's port to this machine",
                 stacklevel=2,
             )
-    set_default_trial_command_channel(channel)
+    set_default_trial_command_channel(channel or PlainChannel(url))
 
 
 def trial_concurrency() -> int:

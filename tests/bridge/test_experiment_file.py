@@ -345,7 +345,10 @@ def test_the_form_of_nni_1(check: Check, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "folder", sorted((Path(__file__).parents[2] / "experiments").glob("*/experiment.yml")), ids=str
 )
-def test_the_committed_experiments(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_committed_experiments(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh" / "id_ed25519").touch()  # NNI looks for the key of experiments/ssh
     monkeypatch.setattr(experiment_file, "count_gpus", lambda: 1)
     assert check_experiment(folder) is not None
 
