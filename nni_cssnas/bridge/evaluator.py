@@ -147,8 +147,8 @@ class ProxyEvaluator(Evaluator):  # type: ignore[misc]
 
             result = proxy.score(model, seed, on_epoch)
             beside = self._beside(parameters, genotype, result.components)
-            latency = {name: beside[name] for name in beside if name == "latency_ms"}
-            result = replace(result, components=result.components | latency)
+            if "latency_ms" in beside:
+                result = replace(result, components={**result.components, "latency_ms": beside["latency_ms"]})
             journal.note(status="succeeded", score=result.score, components=result.components)
         return _tell(result, journal.record, beside)
 

@@ -128,19 +128,19 @@ def trial_concurrency() -> int:
 
     NNI gives trials to machines in turn.
     """
+    params = _experiment()
     try:
-        params = _get(f"{_manager_api()}/experiment").json()["params"]
         machines = params["trainingService"].get("machineList") or [None]
         return max(1, math.ceil(int(params["trialConcurrency"]) / len(machines)))
-    except (requests.RequestException, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return 1
 
 
 def tuner_arguments() -> dict[str, Any]:
     """The ``classArgs`` of this experiment's tuner; nothing where they cannot be asked."""
     try:
-        return dict(_get(f"{_manager_api()}/experiment").json()["params"]["tuner"]["classArgs"])
-    except (requests.RequestException, ValueError, KeyError, TypeError):
+        return dict(_experiment()["tuner"]["classArgs"])
+    except (ValueError, KeyError, TypeError):
         return {}
 
 
@@ -169,6 +169,17 @@ def _manager_api() -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return "http" + str(manager).removeprefix("ws").rsplit("/platform/", 1)[0] + API
+
+
+def _experiment() -> Any:
+    """The settings of this trial's experiment, as NNI has them; an empty mapping where they cannot be asked."""
+    api = _manager_api()
+    if api is None:
+        return {}
+    try:
+        return _get(f"{api}/experiment").json()["params"]
+    except (requests.RequestException, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _silence(api: str) -> str | None:

@@ -164,6 +164,8 @@ def test_algorithms_that_cannot_be(section: str, given: Any, message: str, check
         ("untrained", {"score": "maximize", "params": "minimize", "latency_ms": "minimize"}, None),
         ("untrained", {"score": "maximize", "effective_macs": "minimize"}, None),
         ("contrastive", {"score": "maximize", "uniformity": "minimize"}, None),
+        ("contrastive\npreset: cpu", {"score": "maximize", "held_out": "minimize"}, None),
+        ("contrastive\ncontrastive: {held_out: 0}", {"score": "maximize", "held_out": "minimize"}, "objectives names 'held_out', which no trial reports"),
         ("untrained", {"score": "maximize", "latency": "minimize"}, "objectives names 'latency', which no trial reports; did you mean 'latency_ms'"),
         ("untrained", {"score": "maximize", "uniformity": "minimize"}, "objectives names 'uniformity', which no trial reports"),
         ("contrastive", {"score": "maximize", "depth": "minimize"}, "objectives names 'depth', which no trial reports"),
