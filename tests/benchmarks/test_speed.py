@@ -15,6 +15,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
 
 import speed
+import view_peers
 from rich.console import Console
 
 LONG = {"epoch", "growth", "memory", "screening", "start"}
@@ -76,7 +77,7 @@ def test_what_screens_uses_the_default_score() -> None:
     assert speed.screener(images={"num_images": 64}).config.score == "untrained"
 
 
-@pytest.mark.parametrize("make", [speed.torchvision_views, speed.kornia_views])
+@pytest.mark.parametrize("make", [view_peers.torchvision_views, view_peers.kornia_views])
 def test_the_views_of_other_libraries_are_views(make: Any) -> None:
     config = speed.ViewsConfig(rr_prob=0.5, rr_degrees=30.0, vf_prob=0.5)
     images = torch.randint(0, 256, (4, 3, 24, 24), dtype=torch.uint8)
