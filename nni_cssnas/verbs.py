@@ -430,11 +430,12 @@ def retrain(
     chosen = _architecture(architecture, space)
     config = recipe_of(recipe, settings, chosen)
 
-    from nni_cssnas.training.checks import check_output, ignored
+    from nni_cssnas.training.checks import check_hardware, check_output, ignored
     from nni_cssnas.training.run import retrain as train
 
     if unlabelled is not None and config.pretrain == "none":
         raise ConfigError(f"--unlabelled is {str(unlabelled)!r}, which only --pretrain contrastive uses")
+    check_hardware(config)
     check_output(Path(output), chosen, config, force=force)
     note = ignored(chosen, config)
     if note and on_note is not None:
@@ -531,6 +532,7 @@ def probe(
         raise ConfigError(f"{path} is there already; name another folder with --output, or use --force")
     chosen = None if architecture is None and space is None else _architecture(architecture, space)
 
+    from nni_cssnas.training.checks import check_hardware
     from nni_cssnas.training.pretrain import features_network, pretrain
     from nni_cssnas.training.probe import probe as measure
     from nni_cssnas.training.probe import untrained
@@ -542,6 +544,7 @@ def probe(
     if pretrain_epochs:
         settings = merge(settings, {"pretrain": "contrastive", "contrastive": {"epochs": pretrain_epochs}})
     config = recipe_of(recipe, settings, chosen)
+    check_hardware(config)
     images = _labelled(data, val, config, root, download)
     if loaded is None:
         assert chosen is not None
@@ -663,7 +666,9 @@ def compare(
     from nni_cssnas.comparison.contestants import contestants
     from nni_cssnas.comparison.searches import searches_of
     from nni_cssnas.comparison.summary import caveat, summarise, verdict
+    from nni_cssnas.training.checks import check_hardware
 
+    check_hardware(config)
     # An experiment's id becomes its folder.
     texts = [
         _named(item) if space is None else str(item) if isinstance(item, (str, Path)) else f"found-{number}"

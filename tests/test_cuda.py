@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,16 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import nni_cssnas
 from nni_cssnas.base.device import seeded, wait_for
+from nni_cssnas.bridge import launch
 from nni_cssnas.config import ContrastiveConfig, ProxyConfig
 from nni_cssnas.genotype import NAMED_GENOTYPES
 from nni_cssnas.images.pool import Pool
 from nni_cssnas.images.views import make_views
 from nni_cssnas.judge.screening import Screener
 from nni_cssnas.measures import DEFAULT_WEIGHTS, MEASURES
+from nni_cssnas.results.records import TrialRecord, read_records
 from nni_cssnas.scores import look
 from nni_cssnas.scores.combine import DEAD
 from nni_cssnas.scores.contrastive import train_contrastive
@@ -202,3 +208,104 @@ def test_a_search_the_training_and_the_export(tmp_path: Path) -> None:
 def test_latency_is_the_gpus() -> None:
     network = CellNetwork(NAMED_GENOTYPES["DARTS_V2"], 3, 8).cuda()
     assert 0 < latency(network, torch.zeros(1, 3, 32, 32, device="cuda"), repeats=5) < 1e3
+
+
+def test_one_gpu_under_nccl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backends = []
+    start = torch.distributed.init_process_group
+
+    def noted(backend: str, *arguments: Any, **options: Any) -> None:
+        backends.append(backend)
+        start(backend, *arguments, **options)
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", noted)
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    labels = np.repeat(np.arange(3), 32)
+    images = np.random.default_rng(0).integers(0, 255, (96, 16, 16, 3), dtype=np.uint8)
+    np.savez(tmp_path / "labelled.npz", images=images, labels=labels, classes=np.array(["a", "b", "c"]))
+    settings: dict[str, Any] = {"channels": 4, "num_cells": 3, "batch_size": 16, "size": 16, "auxiliary_weight": 0}
+    trained = nni_cssnas.retrain(
+        NAMED_GENOTYPES["DARTS_V2"],
+        tmp_path / "labelled.npz",
+        output=tmp_path / "trained",
+        epochs=2,
+        device="cuda",
+        strategy="ddp",
+        sync_batchnorm=True,
+        **settings,
+    )
+    assert backends == ["nccl"]
+    assert 0 <= trained.best_top1 <= 1
+
+
+SPACE = """
+import os
+from nni_cssnas.spaces import CellSpace
+
+print("parent:", os.getppid(), "sees:", os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+class Space(CellSpace):
+    pass
+"""
+
+
+def trials_of_nnictl(folder: Path, score: str) -> tuple[list[TrialRecord], list[str]]:
+    """Four trials, two at a time on the one GPU, as nnictl starts them: their records, and what each one's space saw."""
+    folder.mkdir()
+    (folder / "own_space.py").write_text(SPACE)
+    space = {"name": "own_space:Space", "arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}}
+    proxy = {
+        "score": score,
+        "threads": 1,
+        "space": space,
+        "images": {"source": "tiles", "num_images": 96},
+        "views": {"input_size": 16},
+        "untrained": {"batch_size": 8},
+        "contrastive": {"epochs": 2, "batch_size": 32},
+    }
+    (folder / "proxy.yml").write_text(yaml.safe_dump(proxy))
+    experiment_file = {
+        "searchSpaceFile": "search_space.json",
+        "trialCommand": f"{sys.executable} -m nni_cssnas.trial proxy.yml",
+        "trialCodeDirectory": ".",
+        "experimentWorkingDirectory": str(folder / "nni-experiments"),
+        "trialConcurrency": 2,
+        "maxTrialNumber": 4,
+        "trialGpuNumber": 1,
+        "tuner": {"className": "nni_cssnas.tuners.tpe.Tpe", "codeDirectory": ".", "classArgs": {"seed": 0}},
+        "trainingService": {"platform": "local", "useActiveGpu": True, "maxTrialNumberPerGpu": 2},
+    }
+    (folder / "experiment.yml").write_text(yaml.safe_dump(experiment_file))
+    command = [sys.executable, "-m", "nni_cssnas.cli", "space", "proxy.yml"]
+    subprocess.run(command, check=True, cwd=folder)
+    experiment = launch.create(folder / "experiment.yml", port=launch.free_port(18480))
+    try:
+        *_, last = experiment.watch(interval=1.0)
+    finally:
+        experiment.stop()
+    assert last.status == "DONE"
+    records = read_records(folder / "nni-experiments" / experiment.id)
+    logs = folder.glob("nni-experiments/*/environments/local-env/trials/*/trial.log")
+    seen = [line for log in logs for line in re.findall(r"parent: .*", log.read_text())]
+    return sorted(records, key=lambda record: record.sequence), seen
+
+
+def test_forked_and_isolated_trials_on_a_gpu_that_nnictl_assigned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    forked, seen = trials_of_nnictl(tmp_path / "forked", "untrained")
+    trained, _ = trials_of_nnictl(tmp_path / "trained", "contrastive")
+    monkeypatch.setenv("NNI_CSSNAS_ISOLATED", "1")
+    isolated, seen_alone = trials_of_nnictl(tmp_path / "isolated", "untrained")
+    for records in (forked, trained, isolated):
+        assert [record.status for record in records] == ["succeeded"] * 4
+        assert {record.environment["device_name"] for record in records} == {torch.cuda.get_device_name()}
+    assert all("sees: 0" in line for line in [*seen, *seen_alone])
+    assert len(set(seen)) == 1
+    assert len(seen) >= 4
+    assert len(set(seen_alone)) == 4
+    for one, other in zip(forked, isolated, strict=True):
+        if one.parameters == other.parameters:  # what is proposed after the first two depends on which ended first
+            assert one.score == pytest.approx(other.score, abs=1e-3)

@@ -27,7 +27,7 @@ from nni.runtime.tuner_command_channel import TunerCommandChannel, channel
 from nni.runtime.tuner_command_channel.command_type import CommandType
 
 from nni_cssnas.bridge.guard import manager_environment
-from nni_cssnas.bridge.nnictl import be_patient
+from nni_cssnas.bridge.nnictl import be_patient, check_libraries
 from nni_cssnas.bridge.owned import MODELS, own_folder, read_model, read_owned, write_model, write_owned
 from nni_cssnas.errors import ExperimentError
 from nni_cssnas.tuners.dispatcher import plain_json
@@ -86,6 +86,7 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
 
     def _start_nni_manager(self, *args: Any, **kwargs: Any) -> None:
         # The portal has no password: it listens on this machine only.
+        check_libraries()
         be_patient()
         with mock.patch.dict(os.environ, {"NODE_OPTIONS": manager_environment()["NODE_OPTIONS"]}):
             super()._start_nni_manager(*args, **kwargs)

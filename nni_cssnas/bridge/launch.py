@@ -28,6 +28,7 @@ from urllib3.util import Retry
 
 from nni_cssnas.bridge.experiment_file import platform_of
 from nni_cssnas.bridge.guard import manager_environment
+from nni_cssnas.bridge.nnictl import check_libraries
 from nni_cssnas.bridge.remote import refuse_closed
 from nni_cssnas.errors import ConfigError, ExperimentError
 from nni_cssnas.results.experiments import find_experiment
@@ -349,6 +350,7 @@ def _start(arguments: Sequence[str], port: int | None, public: bool) -> RunningE
         raise ConfigError(f"port is {port}; it must be from 1 to 65535, or left out")
     if not _becomes_free(port):
         raise ConfigError(f"port {port} is in use; name another with --port, or leave it out")
+    check_libraries()
     token = secrets.token_urlsafe() if public else None
     command = [*_nnictl(), *arguments, "--port", str(port)]
     with tempfile.TemporaryFile() as output:

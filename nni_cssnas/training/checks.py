@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 import psutil
 import torch
 
-from nni_cssnas.base.device import derive_seed, seeded
-from nni_cssnas.errors import ConfigError, ImagesError
+from nni_cssnas.base.device import derive_seed, resolve_device, seeded
+from nni_cssnas.errors import ConfigError, DeviceError, ImagesError
 from nni_cssnas.images.labelled import LabelledImages, Split, stratified
 from nni_cssnas.scores.cost import num_parameters
 from nni_cssnas.spaces.architecture import Architecture
@@ -21,7 +22,17 @@ from nni_cssnas.training.config import RetrainConfig
 from nni_cssnas.training.epochs import checkpoint_epoch
 from nni_cssnas.training.weights import NetworkShape
 
-__all__ = ["ELSEWHERE", "RUN", "SUMMARY", "WRITTEN", "check_network", "check_output", "ignored", "network_shape"]
+__all__ = [
+    "ELSEWHERE",
+    "RUN",
+    "SUMMARY",
+    "WRITTEN",
+    "check_hardware",
+    "check_network",
+    "check_output",
+    "ignored",
+    "network_shape",
+]
 
 RUN = "run.json"
 
@@ -45,6 +56,31 @@ WRITTEN = (
 
 # They change where and how fast, not what is trained.
 ELSEWHERE = {"device", "devices", "strategy", "workers", "resident_gb"}
+
+
+def check_hardware(config: RetrainConfig) -> None:
+    """Refuse what this machine cannot train on; cheap, and before any image is read.
+
+    Raises
+    ------
+    DeviceError
+        If the device is not there, or there are not so many.
+    ConfigError
+        If ``sync_batchnorm`` or ``strategy`` do not suit it.
+    """
+    device = resolve_device(config.device)
+    if device.type == "cuda" and config.devices > torch.cuda.device_count():
+        raise DeviceError(f"devices is {config.devices}, but there are only {torch.cuda.device_count()} GPUs")
+    if device.type == "cpu" and config.sync_batchnorm:
+        raise ConfigError("sync_batchnorm is true, which torch can do on GPUs only; leave it out, or set device: cuda")
+    from pytorch_lightning.strategies import StrategyRegistry
+
+    known = {"auto", *StrategyRegistry.available_strategies()}
+    if config.strategy not in known:
+        close = difflib.get_close_matches(config.strategy, known, n=3)
+        raise ConfigError(
+            f"strategy is {config.strategy!r}, which Lightning does not know; use auto, or {' or '.join(close or ['ddp'])}"
+        )
 
 
 def check_output(out: Path, architecture: Architecture, config: RetrainConfig, *, force: bool = False) -> None:

@@ -39,6 +39,7 @@ from nni_cssnas.training.checks import (
     RUN,
     SUMMARY,
     WRITTEN,
+    check_hardware,
     check_network,
     check_output,
     check_size,
@@ -173,7 +174,7 @@ def retrain(
         If the device is not there.
     """
     out = Path(out)
-    resolve_device(config.device)
+    check_hardware(config)
     check_size(config, data)
     train = labelled_part(config, data)
     check_output(out, architecture, config, force=force)

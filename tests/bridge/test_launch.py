@@ -23,7 +23,7 @@ import pytest
 import typer
 from rich.console import Console
 
-from nni_cssnas.bridge import launch
+from nni_cssnas.bridge import launch, nnictl
 from nni_cssnas.cli import watching
 from nni_cssnas.errors import ConfigError, ExperimentError
 
@@ -287,7 +287,7 @@ def test_a_log_has_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
 SCRIPT = """
 import sys, time
 import typer
-from nni_cssnas.bridge import launch
+from nni_cssnas.bridge import launch, nnictl
 from nni_cssnas.cli import watching
 
 class Fake(launch.RunningExperiment):
@@ -450,3 +450,21 @@ AFTER = "[2026-01-01 10:00:06] ERROR (NNIRestHandler) Error: SQLITE_MISUSE: Data
 def test_what_follows_from_a_managers_end_is_not_its_reason(log: str, cause: str | None) -> None:
     found = launch.manager_error(log)
     assert found is None if cause is None else cause in str(found)
+
+
+@pytest.mark.parametrize("version", ["3.12.0", "3.20.1", "4.3.1"])
+def test_a_filelock_that_nni_waits_for_is_refused(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nnictl.check_libraries()
+    monkeypatch.setattr(nnictl.importlib.metadata, "version", lambda name: version)
+    (tmp_path / "experiment.yml").write_text("trainingService: {platform: local}\n")
+    message = rf"filelock {version} is installed, with which nnictl waits for ever; .*pip install 'filelock<3.12'"
+    with pytest.raises(ExperimentError, match=message):
+        launch.create(tmp_path / "experiment.yml")
+
+
+def test_a_setuptools_without_pkg_resources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nnictl.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ExperimentError, match="pip install 'setuptools<82'"):
+        nnictl.check_libraries()

@@ -19,14 +19,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import nni_cssnas
 from nni_cssnas.cli import app
 from nni_cssnas.config import SpaceConfig
-from nni_cssnas.errors import CheckpointError, ConfigError, DivergenceError, ImagesError, SpaceError
+from nni_cssnas.errors import CheckpointError, ConfigError, DeviceError, DivergenceError, ImagesError, SpaceError
 from nni_cssnas.images.labelled import LabelledImages, load_labelled
 from nni_cssnas.spaces import make_space, random_choices
 from nni_cssnas.spaces.architecture import Architecture, read_architecture
 from nni_cssnas.training.bar import EpochBar
-from nni_cssnas.training.checks import check_network, ignored
+from nni_cssnas.training.checks import check_hardware, check_network, ignored
 from nni_cssnas.training.config import RetrainConfig
 from nni_cssnas.training.plan import Plan, make_plan
 from nni_cssnas.training.pretrain import contrastive_config
@@ -303,6 +304,36 @@ def test_a_network_beyond_the_memory_is_refused() -> None:
     config = RetrainConfig(channels=4096, num_cells=200)
     with pytest.raises(ConfigError, match=r"200 cells of 4096 channels have [\d,]+ parameters, which take \d+ GiB"):
         check_network(DARTS, config, 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sync_batchnorm": True, "device": "cpu"}, "sync_batchnorm is true, which torch can do on GPUs only"),
+        ({"strategy": "dpp", "device": "cpu"}, "strategy is 'dpp', which Lightning does not know; use auto, or ddp"),
+        ({"device": "cuda"}, "device is 'cuda' but torch .* sees no CUDA device here; set device: cpu"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_refused_before_images_are_read(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options: dict[str, Any] = {"output": tmp_path / "out", **settings}
+    with pytest.raises((ConfigError, DeviceError), match=message):
+        nni_cssnas.retrain("DARTS_V2", tmp_path / "missing", **options)
+    with pytest.raises((ConfigError, DeviceError), match=message):
+        nni_cssnas.compare(["DARTS_V2"], tmp_path / "missing", **options)
+    with pytest.raises((ConfigError, DeviceError), match=message):
+        nni_cssnas.probe("DARTS_V2", tmp_path / "missing", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_hardware(RetrainConfig(device="cuda", devices=2))
+    with pytest.raises(DeviceError, match="devices is 4, but there are only 2 GPUs"):
+        check_hardware(RetrainConfig(device="cuda", devices=4))
 
 
 def test_epochs_count_from_one() -> None:
