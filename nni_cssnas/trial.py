@@ -92,12 +92,10 @@ def _evaluate(path: str) -> int:
     import nni
 
     from nni_cssnas.bridge import pairing
-    from nni_cssnas.bridge.imports import defer_lightning
 
     parameters: dict[str, Any] = {}
     try:
         pairing.install()
-        defer_lightning()
         parameters = nni.get_next_parameter() or {}
         result = _judge(path, parameters)
     except BaseException as error:

@@ -24,12 +24,10 @@ def test_light_modules_do_not_pull_in_torch(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_trial_leaves_lightning_alone_until_it_is_asked_for() -> None:
+def test_a_search_leaves_lightning_alone_until_it_is_asked_for() -> None:
     code = """
 import sys
-from nni_cssnas.bridge.imports import defer_lightning
-defer_lightning()
-import nni_cssnas.bridge.evaluator, nni_cssnas.spaces
+import nni_cssnas.bridge.evaluator, nni_cssnas.search.screen, nni_cssnas.judge.ray_workers
 print([name for name in ("pytorch_lightning", "torchvision", "lightly") if name in sys.modules])
 from nni.nas.evaluator import FunctionalEvaluator, Lightning
 import nni.nas.evaluator

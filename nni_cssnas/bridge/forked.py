@@ -107,9 +107,7 @@ def serve(
     platform = os.environ["NNI_PLATFORM"]
     os.environ["NNI_PLATFORM"] = "unittest"  # NNI then opens no log
     from nni_cssnas.bridge import pairing
-    from nni_cssnas.bridge.imports import defer_lightning
 
-    defer_lightning()
     os.environ["NNI_PLATFORM"] = platform
     # The libraries read the number of threads when they are imported, and the last bits of a score depend on it.
     first = needs(arguments)

@@ -28,12 +28,10 @@ def command() -> int:
 def main() -> int:
     """Evaluate one architecture in this process; gives the process's exit code, 1 for an error that a user can mend."""
     from nni_cssnas.bridge import pairing
-    from nni_cssnas.bridge.imports import defer_lightning
     from nni_cssnas.errors import CssnasError
 
     pairing.install()
     pairing.share_cores()
-    defer_lightning()
     import nni
 
     try:

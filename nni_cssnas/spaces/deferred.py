@@ -1,4 +1,4 @@
-"""NNI imports what a trial does not need; here it is put off until somebody asks for it."""
+"""NNI imports what a search does not need; here it is put off until somebody asks for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["defer_lightning"]
 def defer_lightning() -> None:
     """Let ``nni.nas.evaluator`` load pytorch-lightning (seconds) when one of its lightning names is first used.
 
-    For a process of our own, before anything of ``nni.nas`` is imported; without effect if it is already.
+    Without effect if ``nni.nas`` is imported already.
     """
     if "nni.nas.evaluator" in sys.modules:
         return
