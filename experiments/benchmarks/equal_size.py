@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--proxy", type=Path, default=Path(__file__).parents[1] / "equal-size" / "proxy.yml")
     parser.add_argument("--images", help="in place of the proxy's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of weights, views and order")
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: 1000)")
     parser.add_argument("--threads", type=int, default=0)
     args = parser.parse_args(arguments)
     console = Console()
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lines = []
     for name in rows[0]:
         scores = np.array([row[name] for row in rows])
-        low, high = bootstrap(scores, accuracies, 0.0, 1000)["spearman"]
+        low, high = bootstrap(scores, accuracies, 0.0, args.resamples)["spearman"]
         lines.append((correlate(scores, accuracies, 0.0).spearman, name, f"[{low:.2f}, {high:.2f}]"))
     for value, name, interval in sorted(lines, reverse=True):
         table.add_row(name, f"{value:.2f}", interval)

@@ -134,16 +134,15 @@ def per_second(spread: Any, screener: Screener, number: int) -> float:
     return number / (time.perf_counter() - start)
 
 
-def overhead(number: int, rounds: int) -> dict[str, float]:
+def overhead(found: on_ray.Cluster, number: int, rounds: int) -> dict[str, float]:
     """Both ways in turns: whatever else the machine does meets both."""
     screener = Screener(small())
     local, on_cluster = [], []
-    with cluster() as found:
-        for _ in range(rounds):
-            with screener.spread(2) as spread:
-                local.append(per_second(spread, screener, number))
-            with found.spread(screener, small(), 2) as spread:
-                on_cluster.append(per_second(spread, screener, number))
+    for _ in range(rounds):
+        with screener.spread(2) as spread:
+            local.append(per_second(spread, screener, number))
+        with found.spread(screener, small(), 2) as spread:
+            on_cluster.append(per_second(spread, screener, number))
     ratios = [ray / here for ray, here in zip(on_cluster, local, strict=True)]
     return {
         "two processes": statistics.median(local),
@@ -154,9 +153,9 @@ def overhead(number: int, rounds: int) -> dict[str, float]:
     }
 
 
-def stub(number: int, seconds: float) -> dict[str, float]:
+def stub(found: on_ray.Cluster, number: int, seconds: float) -> dict[str, float]:
     """How near two workers come to doing nothing but their work."""
-    with cluster() as found, stubs(found, seconds) as pool, tempfile.TemporaryDirectory() as folder:
+    with stubs(found, seconds) as pool, tempfile.TemporaryDirectory() as folder:
         screener = Screener(small())
         spread = on_ray.spread_over(pool, open_log(screener, Path(folder)))
         grown = []
@@ -168,14 +167,14 @@ def stub(number: int, seconds: float) -> dict[str, float]:
     return {"part of the ideal": number * seconds / 2 / spent, "grown by MB": grown[-1] - grown[1]}
 
 
-def driver(number: int) -> dict[str, float]:
+def driver(found: on_ray.Cluster, number: int) -> dict[str, float]:
     """Milliseconds of processor time of the main process, from batches of two sizes."""
     spent, sizes = [], (1, 50)
-    with cluster() as found:
-        screener = Screener(small())
+    screener = Screener(small())
+    with stubs(found, 0.0) as pool:
         for size in sizes:
             ray_workers.BATCH_MOST = size
-            with stubs(found, 0.0) as pool, tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder:
                 spread = on_ray.spread_over(pool, open_log(screener, Path(folder)))
                 start = time.process_time()
                 done = sum(1 for _ in explore(screener, spread, number, seed=0))
@@ -282,16 +281,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     short = args.short
     cost = args.driver_cost
-    parts: dict[str, Callable[[], Any]] = {
-        "overhead": lambda: overhead(4, 1) if short else overhead(60, 3),
-        "stub": lambda: stub(200, 0.01) if short else stub(10_000, 0.05),
-        "driver": lambda: driver(200 if short else 5000),
-        "resume": lambda: resume(500 if short else args.architectures),
+    on_a_cluster: dict[str, Callable[[on_ray.Cluster], dict[str, float]]] = {
+        "overhead": lambda nodes: overhead(nodes, 4, 1) if short else overhead(nodes, 60, 3),
+        "stub": lambda nodes: stub(nodes, 200, 0.01) if short else stub(nodes, 10_000, 0.05),
+        "driver": lambda nodes: driver(nodes, 200 if short else 5000),
     }
     found: dict[str, Any] = {}
-    for name in (part for part in PARTS[:-1] if part in args.parts):
-        found[name] = parts[name]()
-        print(f"{name}: " + ", ".join(f"{what} {value:.4g}" for what, value in found[name].items()), flush=True)
+
+    def tell(name: str, numbers: dict[str, float]) -> None:
+        found[name] = numbers
+        print(f"{name}: " + ", ".join(f"{what} {value:.4g}" for what, value in numbers.items()), flush=True)
+
+    if wanted := [name for name in on_a_cluster if name in args.parts]:
+        with cluster() as nodes:
+            for name in wanted:
+                tell(name, on_a_cluster[name](nodes))
+    if "resume" in args.parts:
+        tell("resume", resume(500 if short else args.architectures))
     if "paper" in args.parts:
         if cost is None and "driver" not in found:
             parser.error("paper needs the times of a main process: --parts driver paper, or --driver-cost 1.0 0.5")

@@ -462,8 +462,6 @@ import os, sys
 import nni_cssnas.trial as trial
 def leave(*args, **kwargs):
     os._exit(0)
-from nni_cssnas.bridge.imports import defer_lightning
-defer_lightning()  # as the trial does first
 if sys.argv[2] == "untrained":
     import nni_cssnas.judge.proxy as proxy
     proxy.Proxy._untrained = leave
@@ -557,13 +555,13 @@ def memory(bench: Bench, args: argparse.Namespace) -> None:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         return float(done.stdout.split("peak")[-1])
 
+    number = bench.sizes.images
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "proxy.yml"
-        path.write_text(
-            "preset: cpu\nscore: contrastive\nimages: {num_images: 576}\ncontrastive: {epochs: 2, view_pool: fresh}\n",
-            encoding="utf-8",
-        )
-        size = 576 * 3 * 32 * 32
+        training = {"epochs": 2, "view_pool": "fresh", **bench.sizes.training}
+        settings = {"preset": "cpu", "score": "contrastive", "images": {"num_images": number}, "contrastive": training}
+        path.write_text(json.dumps(settings), encoding="utf-8")
+        size = number * 3 * 32 * 32
         triples = [(peak(path, "trial"), peak(path, "step"), peak(path, "idle")) for _ in range(min(3, bench.rounds))]
     # The libraries are most of it; without what they take the ratio says more.
     for what, idle in (("", 0.0), (", without the libraries", 1.0)):

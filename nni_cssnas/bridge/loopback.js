@@ -27,6 +27,7 @@ if (path.basename(main) === "main.js" && path.basename(path.dirname(main)) === "
     closeTrialOutput();
     waitForTuner();
     outliveMachines();
+    closeIdleConnections();
 }
 
 function listenOnLoopback() {
@@ -210,6 +211,16 @@ function closeTensorBoard() {
             args = args.map((word) => word.replace(/^--bind_all /, ""));
         }
         return spawn.call(this, command, args, ...rest);
+    };
+}
+
+// At its end the manager waits until nobody is connected, five seconds at most: here only for who has an answer to come.
+function closeIdleConnections() {
+    const close = http.Server.prototype.close;
+    http.Server.prototype.close = function (...args) {
+        const closed = close.apply(this, args);
+        this.closeIdleConnections();
+        return closed;
     };
 }
 

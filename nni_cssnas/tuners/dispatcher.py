@@ -4,6 +4,7 @@
   manager comes next on that port: one that was resumed at once, whose own tuner it throws out.
 * It makes no objects of what it receives. NNI unpickles and calls whatever a message names, and anybody who can
   reach the manager can send one.
+* It ends as soon as it is told to. NNI's looks every three seconds, for which whoever stops an experiment waits.
 * It stores what trials on other machines leave (:mod:`nni_cssnas.tuners.collector`).
 """
 
@@ -13,6 +14,7 @@ import base64
 import json
 import logging
 import os
+import queue
 import sys
 import threading
 import time
@@ -27,6 +29,7 @@ from nni_cssnas.base.threads import wait_politely
 from nni_cssnas.tuners.collector import Collector
 
 __all__ = [
+    "end_promptly",
     "end_with",
     "is_dispatcher",
     "manager_of",
@@ -52,6 +55,7 @@ def prepare() -> None:
         return
     wait_politely()
     take_plain_json()
+    end_promptly()
     if runs_elsewhere():
         manager_url = os.environ["NNI_TUNER_COMMAND_CHANNEL"].removeprefix("ws").removesuffix("/tuner")
         Collector(f"http{manager_url}/api/v1/nni", Path(os.environ["NNI_CHECKPOINT_DIRECTORY"]).parent).start()
@@ -121,6 +125,17 @@ def end_with(manager: psutil.Process, interval: float = 0.5) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, name="end-with-manager", daemon=True).start()
+
+
+def end_promptly(interval: float = 0.2) -> None:
+    """Let the dispatchers that this process makes from now on look every so many seconds whether they are to end."""
+    from nni.runtime import msg_dispatcher_base
+
+    class Queue(queue.Queue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            return super().get(block, timeout if timeout is None else min(timeout, interval))
+
+    msg_dispatcher_base.Queue = Queue
 
 
 def take_plain_json() -> None:

@@ -49,7 +49,10 @@ def test_end_to_end_finds_an_architecture_of_the_table(tmp_path: Path, capsys: p
 
 
 def test_end_to_end_within_half_of_the_parameters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    archs = ["|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|".format(*some) for some in product(nasbench201.OPERATIONS, repeat=6)]
+    archs = [
+        "|{}~0|+|{}~0|{}~1|+|{}~0|{}~1|{}~2|".format(*some)
+        for some in product(list(nasbench201.OPERATIONS)[:4], repeat=6)
+    ]
     table = tmp_path / "table.csv"
     lines = [f"{arch},{50 + arch.count('conv')},{arch.count('conv')}\n" for arch in archs]
     table.write_text("arch,cifar10_test,params\n" + "".join(lines))

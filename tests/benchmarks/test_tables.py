@@ -351,7 +351,7 @@ def test_parameters_are_those_of_the_table(name: str) -> None:
     module = tables.adapter(benchmark)
     with gzip.open(path, "rt") as file:
         rows = list(csv.DictReader(file))
-    for row in rows[:: len(rows) // 6]:
+    for row in rows[:: len(rows) // 3]:
         arch = nds.row_arch(row) if benchmark == "nds" else row["arch"]
         module.to_sample(arch)
         assert tables.costs(benchmark, arch)["params"] == round(float(row["params"]) * COLUMNS[benchmark]), row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +63,33 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 def public(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with served(tmp_path_factory.mktemp("public"), TOKEN) as number:
         yield number
+
+
+def test_a_manager_does_not_wait_for_idle_connections(tmp_path: Path) -> None:
+    (tmp_path / "nni_node").mkdir()
+    script = tmp_path / "nni_node" / "main.js"
+    # It ends with its input, as soon as nobody is connected.
+    script.write_text(
+        SERVER.replace(
+            "process.on", 'process.stdin.on("end", () => server.close(() => process.exit())).resume(); process.on'
+        )
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([NODE, script], env=manager_environment(), stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        connection = http.client.HTTPConnection("127.0.0.1", int(process.stdout.readline()))
+        try:
+            connection.request("GET", "/")
+            assert connection.getresponse().read()
+            assert connection.sock is not None  # kept for more questions
+            begun = time.monotonic()
+            process.stdin.close()
+            assert process.wait(10) == 0
+            assert time.monotonic() - begun < 2
+        finally:
+            connection.close()
+            process.kill()
 
 
 def ask(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from nni_cssnas.bridge import launch
+from nni_cssnas.cli import app
 from nni_cssnas.results.records import TrialRecord, read_records
 
 PROXY = {
@@ -34,7 +34,7 @@ from pathlib import Path
 number = int(os.environ["NNI_TRIAL_SEQ_ID"])
 if number == 3:
     os.kill(os.getpid(), signal.SIGKILL)  # dies before it asks for parameters
-time.sleep(number * 7 % 5)  # later trials ask before earlier ones, and all last unequally long
+time.sleep(number * 7 % 5 / 2)  # later trials ask before earlier ones, and all last unequally long
 
 if number == 6:
     def kill_during_the_work():
@@ -44,11 +44,11 @@ if number == 6:
         os.kill(os.getpid(), signal.SIGKILL)
     threading.Thread(target=kill_during_the_work, daemon=True).start()
 
-from nni_cssnas.trial import main
-sys.exit(main(["diverges.yml" if number == 9 else "proxy.yml"]))
+from nni_cssnas.trial import command
+sys.exit(command(["diverges.yml" if number == 9 else "proxy.yml"]))
 """
 KILLED_EARLY, KILLED_AT_WORK, DIVERGED = 3, 6, 9
-TRIALS = 15
+TRIALS = 13
 
 
 @dataclass
@@ -68,6 +68,12 @@ class Finished:
     def records(self) -> dict[str, TrialRecord]:
         """The trials' own records, by NNI's id of the trial."""
         return {record.trial: record for record in read_records(self.folder)}
+
+
+def write_search_space(proxy: Path) -> None:
+    """As ``nni-cssnas space`` does, in this process."""
+    done = CliRunner().invoke(app, ["space", str(proxy)])
+    assert done.exit_code == 0, done.output
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +112,7 @@ def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[F
             }
         )
     )
-    subprocess.run([sys.executable, "-m", "nni_cssnas.cli", "space", str(code / "proxy.yml")], check=True)
+    write_search_space(code / "proxy.yml")
     assert len(json.loads((code / "search_space.json").read_text())) == 22
     experiment = launch.create(code / "experiment.yml", port=launch.free_port(18080))
     try:

@@ -22,14 +22,17 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
 from nni_cssnas.bridge import launch
 from nni_cssnas.bridge.remote import Asked, Machine, Remote, ask_machines, carry_images
+from nni_cssnas.cli import app
 from nni_cssnas.config import ImagesConfig
 from nni_cssnas.errors import ConfigError, ExperimentError, ImagesError
 from nni_cssnas.images.sources import load_images
 from nni_cssnas.results.records import TrialRecord, read_records
 from nni_cssnas.tuners.journal import NAME, Journal
+from tests.integration.conftest import write_search_space
 from tests.integration.ssh_worker import SshWorker
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -398,16 +401,18 @@ def test_run_on_other_machines(cluster: Cluster, tmp_path: Path) -> None:
                 "score": "untrained",
                 "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
                 "images": {"source": "tiles", "num_images": 64},
+                "views": {"input_size": 16},
+                "untrained": {"batch_size": 8},
             }
         )
     )
-    assert run_cli("space", str(code / "proxy.yml")).returncode == 0
+    write_search_space(code / "proxy.yml")
     settings = cluster.settings(
         trialCommand="python -m nni_cssnas.trial proxy.yml", trialConcurrency=2, maxTrialNumber=4
     )
     (code / "experiment.yml").write_text(yaml.safe_dump(settings))
-    refused = run_cli("run", str(code / "experiment.yml"))
-    assert refused.returncode == 1, refused
+    refused = CliRunner().invoke(app, ["run", str(code / "experiment.yml")])
+    assert refused.exit_code == 1, refused
     assert "add --public: the manager then listens on every interface" in " ".join(refused.stderr.split())
     done = run_cli("run", str(code / "experiment.yml"), "--public", "--port", str(launch.free_port(18880)))
     assert done.returncode == 0, (done.stdout, done.stderr)
@@ -423,8 +428,8 @@ def test_run_on_other_machines(cluster: Cluster, tmp_path: Path) -> None:
     for record in records.values():
         path = next(path for worker in cluster.workers for path in worker.home.rglob(f"{record.trial}/record.json"))
         assert replace(TrialRecord.read(path), location=record.location) == record
-    resumed = run_cli("resume", folder.name)
-    assert resumed.returncode == 1, resumed
+    resumed = CliRunner().invoke(app, ["resume", folder.name])
+    assert resumed.exit_code == 1, resumed
     assert "add --public" in " ".join(resumed.stderr.split())
 
 

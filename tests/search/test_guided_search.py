@@ -194,21 +194,21 @@ def test_the_table_and_what_is_printed_agree(score: str, tmp_path: Path, monkeyp
     settings = TRAINED | {"score": score}
     (tmp_path / "proxy.yml").write_text(json.dumps(settings))
     monkeypatch.setattr("nni_cssnas.search.explore.SHARE", 0.5)
-    screened = ["screen", "proxy.yml", "--num", "3", "--guided", "3", "--workers", "1", "-o", "found"]
+    screened = ["screen", "proxy.yml", "--num", "2", "--guided", "2", "--workers", "1", "-o", "found"]
     done = CliRunner().invoke(app, screened, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
-    assert "best of 6 architectures" in said
+    assert "best of 4 architectures" in said
     rows = list(csv.DictReader((tmp_path / "found" / "screen.csv").open()))
     screener = Screener(ProxyConfig(**settings))
     with screener.spread() as spread:
-        ranked = choose(list(explore(screener, spread, 3, 3)), screener.config, spread)
+        ranked = choose(list(explore(screener, spread, 2, 2)), screener.config, spread)
     assert [float(row["score"]) for row in rows] == [item.score for item in ranked]
     assert [row["second_look"] for row in rows] == [
         "" if item.second_look is None else str(item.second_look) for item in ranked
     ]
     looked = [item for item in ranked if item.second_look is not None]
-    printed = re.search(r"score (\S+) \((by score alone|place (\d) by score, and first of the 3 best)", said)
+    printed = re.search(r"score (\S+) \((by score alone|place (\d) by score, and first of the 2 best)", said)
     assert printed is not None
     assert float(printed[1]) == pytest.approx(ranked[0].score, abs=1e-4)
     if score == "untrained":
@@ -216,5 +216,5 @@ def test_the_table_and_what_is_printed_agree(score: str, tmp_path: Path, monkeyp
         assert printed[2] == "by score alone"
         assert ranked[0].score == max(item.score for item in ranked)
     else:
-        assert len(looked) == 3
+        assert len(looked) == 2
         assert int(printed[3]) == 1 + sum(item.score > ranked[0].score for item in ranked)

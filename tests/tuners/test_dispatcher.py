@@ -9,12 +9,17 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
+from nni.runtime import msg_dispatcher_base
+from nni.runtime.tuner_command_channel import CommandType
 
-from nni_cssnas.tuners.dispatcher import end_with, plain_json
+from nni_cssnas.tuners.dispatcher import end_promptly, end_with, plain_json
 
 # As NNI's manager does it: main.js, a shell, the tuner. The third tells its number and that it is ready.
 MANAGER = """
@@ -63,6 +68,23 @@ def test_a_manager_that_ends_between_two_questions_has_ended(monkeypatch: pytest
 
     end_with(Manager())  # type: ignore[arg-type]
     assert ended.wait(60)
+
+
+def test_a_tuner_ends_as_soon_as_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(msg_dispatcher_base, "Queue", msg_dispatcher_base.Queue)
+    seconds = []
+    for _ in range(2):
+        dispatcher = msg_dispatcher_base.MsgDispatcherBase("ws://_unittest_placeholder_")
+        done: list[Any] = []
+        monkeypatch.setattr(dispatcher, "process_command", lambda *command: done.append(command))  # noqa: B023
+        commands = iter([(CommandType.Ping, ""), (CommandType.Terminate, "")])
+        monkeypatch.setattr(dispatcher, "_channel", SimpleNamespace(_receive=lambda: next(commands), disconnect=list))  # noqa: B023
+        begun = time.monotonic()
+        dispatcher.run()
+        seconds.append(time.monotonic() - begun)
+        assert done == [(CommandType.Ping, "")]
+        end_promptly()
+    assert seconds[1] < 1 < seconds[0]
 
 
 def test_plain_json_keeps_what_names_code() -> None:
