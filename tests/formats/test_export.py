@@ -117,7 +117,7 @@ def test_onnx_gives_the_same_logits(encoding: str, tmp_path: Path) -> None:
 HUB = {
     "NasBench201": {"stem_out_channels": 8, "num_modules_per_stack": 1},
     "MobileNetV3Space": {},
-    "DARTS": {"width": 8, "num_cells": 5, "dataset": "cifar"},
+    "DARTS": {"width": 4, "num_cells": 3, "dataset": "cifar"},
     "ShuffleNetSpace": {},
 }
 

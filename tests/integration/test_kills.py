@@ -29,7 +29,7 @@ from nni_cssnas.bridge import pairing
 
 pairing.install()
 parameters = nni.get_next_parameter()
-time.sleep(0.5)
+time.sleep(0.3)
 score = float(sum(int(value[1:]) * 10**-index for index, value in enumerate(parameters.values())))
 with open(sys.argv[1], "a") as log:
     log.write(json.dumps({"parameters": parameters, "score": score}) + "\\n")
@@ -97,7 +97,7 @@ def victim(home: Path, tmp_path: Path) -> Any:
                 "trialCodeDirectory": ".",
                 "experimentWorkingDirectory": str(home / "nni-experiments"),
                 "trialConcurrency": 2,
-                "maxTrialNumber": 12 + 4 * KILLS,
+                "maxTrialNumber": 6 + 4 * KILLS,
                 "tuner": {
                     "className": "nni_cssnas.tuners.tpe.Tpe",
                     "codeDirectory": ".",
@@ -121,7 +121,7 @@ def test_kill_nine(victim: Victim, tmp_path: Path) -> None:
     rng = random.Random(0)
     kinds = ["manager", "tuner", "trial", "manager"]
     for number in range(KILLS):
-        time.sleep(4 + 4 * rng.random())
+        time.sleep(3 + 4 * rng.random())
         kind = kinds[number % len(kinds)]
         if not victim.kill(kind) or kind == "trial":
             continue

@@ -38,7 +38,8 @@ from tests.integration.ssh_worker import SshWorker
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 CHOICES = {f"c{i}": {"_type": "choice", "_value": [f"v{j}" for j in range(8)]} for i in range(6)}
-TRIALS = 24
+# The long version in CI.
+TRIALS = 24 if "CSSNAS_KILLS" in os.environ else 16
 ENDED = ("SUCCEEDED", "FAILED", "EARLY_STOPPED", "USER_CANCELED", "SYS_CANCELED")
 KILLED = 9
 """The number of the trial that is killed outright."""
@@ -174,13 +175,13 @@ def test_nothing_is_swapped_or_lost(cluster: Cluster, tmp_path: Path) -> None:
     folder = cluster.home / "nni-experiments" / experiment.id
     ended = lambda: sum(trial["status"] in ENDED for trial in trials_of(experiment))  # noqa: E731
     try:
-        wait(lambda: ended() >= 6, 300)
+        wait(lambda: ended() >= TRIALS // 4, 300)
         manager = manager_of(experiment)
         manager.kill()
         interrupted = {name for name, record in records_of(folder).items() if record.status == "running"}
         manager.wait(10)
         experiment = launch.resume(experiment.id, port=experiment.port, public=True)
-        wait(lambda: ended() >= 14, 300)
+        wait(lambda: ended() >= TRIALS * 5 // 8, 300)
         # What a failed trial has printed is gone with its machine, if it was not fetched before.
         while True:
             now = trials_of(experiment)
@@ -411,9 +412,8 @@ def test_run_on_other_machines(cluster: Cluster, tmp_path: Path) -> None:
         trialCommand="python -m nni_cssnas.trial proxy.yml", trialConcurrency=2, maxTrialNumber=4
     )
     (code / "experiment.yml").write_text(yaml.safe_dump(settings))
-    refused = CliRunner().invoke(app, ["run", str(code / "experiment.yml")])
-    assert refused.exit_code == 1, refused
-    assert "add --public: the manager then listens on every interface" in " ".join(refused.stderr.split())
+    with pytest.raises(ConfigError, match="add --public: the manager then listens on every interface"):
+        CliRunner().invoke(app, ["run", str(code / "experiment.yml")], catch_exceptions=False)
     done = run_cli("run", str(code / "experiment.yml"), "--public", "--port", str(launch.free_port(18880)))
     assert done.returncode == 0, (done.stdout, done.stderr)
     assert all(f"{worker.host}:{worker.port}: Python" in done.stdout for worker in cluster.workers)
@@ -428,9 +428,8 @@ def test_run_on_other_machines(cluster: Cluster, tmp_path: Path) -> None:
     for record in records.values():
         path = next(path for worker in cluster.workers for path in worker.home.rglob(f"{record.trial}/record.json"))
         assert replace(TrialRecord.read(path), location=record.location) == record
-    resumed = CliRunner().invoke(app, ["resume", folder.name])
-    assert resumed.exit_code == 1, resumed
-    assert "add --public" in " ".join(resumed.stderr.split())
+    with pytest.raises(ConfigError, match="add --public"):
+        CliRunner().invoke(app, ["resume", folder.name], catch_exceptions=False)
 
 
 @pytest.mark.timeout(300)
