@@ -13,7 +13,8 @@ loss        NT-Xent in one matrix product against a loop over images with drawn 
 start       an isolated trial from ``python`` to its first step, against importing torch, torchvision and nni; a trial of a
             tiny network from ``python`` to its end, forked as NNI's trials are, against an isolated one
 memory      a trial's peak against that of a process that only runs the network's training step, plus the images
-screening   architectures per second by the default untrained score
+screening   a default untrained score against forward and backward of its two views on a ready network (the limit), and
+            architectures per second
 growth      how an epoch and screening grow with images, batch, channels and cells
 """
 
@@ -43,6 +44,7 @@ from torch import Tensor, nn
 from view_peers import kornia_views, torchvision_views
 
 from nni_cssnas.base.device import resolve_device
+from nni_cssnas.base.modules import evaluation_mode
 from nni_cssnas.config import ProxyConfig, ViewsConfig
 from nni_cssnas.images.sources import load_images
 from nni_cssnas.images.views import make_views
@@ -602,10 +604,29 @@ def screen(found: Screener, number: int, seed: int, workers: int = 1) -> float:
 
 def screening(bench: Bench, args: argparse.Namespace) -> None:
     found = screener()
+    config, size = found.config, found.proxy.size
+    drawn = [choices for choices, _ in networks(config, bench.sizes.architectures)]
+    ready = [Backbone(network, size).to(bench.device) for _, network in networks(config, bench.sizes.architectures)]
+    views = [torch.randn(config.untrained.batch_size, 3, size, size, device=bench.device) for _ in range(2)]
+
+    def there_and_back(backbone: Backbone) -> None:
+        with evaluation_mode(backbone, batch_statistics=True):
+            for view in views:
+                images = view.detach().requires_grad_()
+                torch.autograd.grad(backbone(images).sum(), images)
+
+    bench.compare(
+        "screening",
+        f"a score, times forward and backward of its two views on a ready network, {len(drawn)} architectures",
+        lambda: bench.clock(lambda: [found.screen(choices) for choices in drawn]) / len(drawn),
+        lambda: bench.clock(lambda: [there_and_back(backbone) for backbone in ready]) / len(ready),
+        target="at most 1.25",
+        slowdown=True,
+    )
     alone = [screen(found, bench.sizes.screened, seed) for seed in range(bench.rounds)]
     bench.note(
         "screening",
-        "architectures per second, default score, cpu preset, one process",
+        f"architectures per second, default score, {config.preset} preset, one process",
         ours=statistics.median(alone),
         low=min(alone),
         high=max(alone),

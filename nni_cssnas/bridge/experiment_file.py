@@ -16,6 +16,7 @@ import yaml
 
 from nni_cssnas.base.files import one_line, read_mapping
 from nni_cssnas.bridge.algorithms import OWN_NAMES, check_algorithm, check_choice
+from nni_cssnas.bridge.nnictl import check_libraries
 from nni_cssnas.bridge.remote import Remote, check_code_folder
 from nni_cssnas.bridge.settings import Settings, path_of, plain
 from nni_cssnas.config import ConstraintsConfig, ProxyConfig
@@ -54,7 +55,10 @@ def check_experiment(config: Path) -> Checked:
     ------
     ConfigError
         If a setting cannot be used; names the setting, its value and the remedy.
+    ExperimentError
+        If NNI cannot start with the libraries that are installed.
     """
+    check_libraries()
     raw = _read(config)
     settings = plain(raw)
     proxy = _proxy_of(settings, config.parent)

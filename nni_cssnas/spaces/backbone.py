@@ -4,7 +4,8 @@ A network is looked at once: two black images pass through it while hooks note w
 gives. From that alone follow the *classifier* (the linear layer whose output is the network's), the
 pooled features (what enters it), and the *stages* (the blocks that the image passes one after the
 other). Nothing here knows the class of a network: cells, MobileNet-like, transformers, and whatever
-a user declares go the same way.
+a user declares go the same way. A network that knows all this of itself may say so and is not looked
+at: ``known_structure(size)`` gives its :class:`Structure`, or None where it is not sure.
 """
 
 from __future__ import annotations
@@ -103,6 +104,10 @@ def inspect(model: nn.Module, size: int, classifier: str | None = None) -> Struc
         If the images are smaller than the total stride, the network fails on them, the classifier
         does not exist, or the features cannot be found; the message names the module to give.
     """
+    if classifier is None and (known := getattr(model, "known_structure", None)) is not None:
+        structure = known(size)
+        if isinstance(structure, Structure):
+            return structure
     modules = dict(walk(model))
     if classifier and classifier not in modules:
         raise SpaceError(f"classifier {classifier!r} is not a module of the network{nearest(classifier, modules)}")

@@ -12,6 +12,7 @@ from torch import nn
 
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.genotype import Cell, Genotype
+from nni_cssnas.spaces.backbone import Stage, Structure
 from nni_cssnas.spaces.operations import FactorizedReduce, ReLUConvBN, make_operation
 
 __all__ = ["CellNetwork", "liveness", "make_stem"]
@@ -227,6 +228,30 @@ class CellNetwork(nn.Module):
         features = batch.new_zeros(batch.shape[0], self.num_features) if s1 is None else self.pool(s1).flatten(1)
         logits: torch.Tensor = self.classifier(features)
         return logits if auxiliary is None else (logits, auxiliary)
+
+    def known_structure(self, size: int) -> Structure | None:
+        """What :func:`~nni_cssnas.spaces.backbone.inspect` would find with images of ``size``; None if a cell is left out.
+
+        Every cell has a convolution at its own resolution, and three resolutions are what makes each cell a stage.
+        """
+        cifar = [(1, 3 * self.channels)]
+        stem = cifar if self.stem_kind == "cifar" else [(4, self.channels), (8, self.channels)]
+        stride, width = stem[-1][0], self.channels
+        smallest = 4 * stride
+        whole = len(self.cells) == self.num_cells and len(self.stem) == len(stem)
+        headless = self.num_classes > 0 and not isinstance(self.classifier, nn.Linear)
+        if not whole or headless or size % smallest or size // smallest < 2:
+            return None
+        stages = [
+            Stage(f"stem.{index}", channels, (size // down, size // down))
+            for index, (down, channels) in enumerate(stem)
+        ]
+        for name, cell in self.cells.items():
+            assert isinstance(cell, _CellModule)
+            if int(name) in self.reductions:
+                stride, width = 2 * stride, 2 * width
+            stages.append(Stage(f"cells.{name}", width * len(cell.concat), (size // stride, size // stride)))
+        return Structure("classifier" if self.num_classes else None, self.num_features, tuple(stages))
 
 
 class _CifarStem(nn.Sequential):

@@ -19,7 +19,7 @@ import view_peers
 from rich.console import Console
 
 LONG = {"epoch", "growth", "memory", "screening", "start"}
-LINES = {"views": 3, "epoch": 5, "loss": 2, "start": 3, "memory": 2, "screening": 2, "growth": 2}
+LINES = {"views": 3, "epoch": 5, "loss": 2, "start": 3, "memory": 2, "screening": 3, "growth": 2}
 """How many comparisons each part makes in its short form."""
 
 

@@ -24,6 +24,7 @@ import typer
 from rich.console import Console
 
 from nni_cssnas.bridge import launch, nnictl
+from nni_cssnas.bridge.experiment_file import check_experiment
 from nni_cssnas.cli import watching
 from nni_cssnas.errors import ConfigError, ExperimentError
 
@@ -288,6 +289,7 @@ SCRIPT = """
 import sys, time
 import typer
 from nni_cssnas.bridge import launch, nnictl
+from nni_cssnas.bridge.experiment_file import check_experiment
 from nni_cssnas.cli import watching
 
 class Fake(launch.RunningExperiment):
@@ -460,8 +462,9 @@ def test_a_filelock_that_nni_waits_for_is_refused(
     monkeypatch.setattr(nnictl.importlib.metadata, "version", lambda name: version)
     (tmp_path / "experiment.yml").write_text("trainingService: {platform: local}\n")
     message = rf"filelock {version} is installed, with which nnictl waits for ever; .*pip install 'filelock<3.12'"
-    with pytest.raises(ExperimentError, match=message):
-        launch.create(tmp_path / "experiment.yml")
+    for refuse in (launch.create, check_experiment):
+        with pytest.raises(ExperimentError, match=message):
+            refuse(tmp_path / "experiment.yml")
 
 
 def test_a_setuptools_without_pkg_resources_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,11 @@ with warnings.catch_warnings():
     from nni.nas.hub import pytorch as hub
 
 from nni_cssnas.errors import SpaceError
+from nni_cssnas.genotype import Cell, Edge, Genotype
 from nni_cssnas.measures import MEASURES
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
 from nni_cssnas.scores.untrained import initialise, untrained_scores
+from nni_cssnas.spaces import CellNetwork, CellSpace, decode, random_choices
 from nni_cssnas.spaces.backbone import Backbone, inspect
 
 
@@ -174,6 +178,35 @@ class Wrapped(nn.Module):
             "dict": {"logits": logits},
             "softmax": logits.softmax(1),
         }[self.output]
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+@pytest.mark.parametrize("encoding", ["two-input", "edge"])
+def test_what_a_cell_network_knows_of_itself_is_what_would_be_found(
+    encoding: str, stem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    compared = 0
+    for nodes, cells, classes in itertools.product((4, 5), (3, 5, 8), (0, 3)):
+        space = CellSpace(encoding=encoding, num_nodes=nodes, num_cells=3, channels=2)
+        genotype = space.genotype_of(decode(space, random_choices(space, rng)))
+        network = CellNetwork(genotype, cells, 2, stem=stem, num_classes=classes, auxiliary=classes > 0)
+        for size in (8, 9, 12, 16) if stem == "cifar" else (64, 96):
+            known = network.known_structure(size)
+            if known is not None:
+                with monkeypatch.context() as patch:
+                    patch.setattr(CellNetwork, "known_structure", lambda self, size: None)
+                    assert inspect(network, size) == known
+                assert inspect(network, size) == known
+                compared += 1
+    assert compared >= (36 if stem == "cifar" else 12)
+    # Where a cell is left out, or too small a map ends the resolutions, it does not say.
+    skipping = Genotype(Cell(((Edge("sep_conv_3x3", 0),),), (2,)), Cell(((Edge("skip_connect", 0),),), (2,)))
+    assert CellNetwork(skipping, 6, 2, stem=stem).known_structure(64) is None
+    assert network.known_structure(4) is None
+    # Nor where its classifier was taken away.
+    Backbone(network, 64)
+    assert network.known_structure(64) is None
 
 
 def test_features_already() -> None:
