@@ -37,6 +37,9 @@ __all__ = ["command", "main"]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """They stop a trial: NNI sends the first, batch systems the second."""
 
+AGAIN = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()
+"""Reminds a trial that is to stop, until it does."""
+
 
 def command(arguments: Sequence[str] | None = None) -> int:
     """What ``python -m nni_cssnas.trial`` does: :func:`main`, in a forked process where there can be one."""
@@ -166,14 +169,20 @@ def _keep(error: BaseException, parameters: dict[str, Any]) -> None:
 
 
 def _catch_signals() -> None:
-    for number in SIGNALS:
+    for number in (*SIGNALS, *AGAIN):
         signal.signal(number, _interrupt)
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
-    # NNI may send it again while the record is written.
-    for known in SIGNALS:
-        signal.signal(known, signal.SIG_IGN)
+def _interrupt(number: int, frame: object) -> None:
+    """Raise KeyboardInterrupt, but once: NNI may send its signal again while the record is written."""
+    error = sys.exc_info()[1]
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return
+        error = error.__context__
+    # Python drops an exception that is raised in a finalizer, as of a connection that is closed just then.
+    if AGAIN:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
     raise KeyboardInterrupt
 
 

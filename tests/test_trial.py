@@ -26,6 +26,46 @@ PROXY = {
 }
 
 
+# Python drops what is raised within __del__. The cleanup takes longer than the next reminder.
+SWALLOWS = """
+import time
+from nni_cssnas import trial
+
+class Closed:
+    def __del__(self):
+        print("closing", flush=True)
+        time.sleep(1)
+
+trial._catch_signals()
+try:
+    for _ in range(3):
+        Closed()
+        time.sleep(1)
+    print("went on")
+except KeyboardInterrupt:
+    try:
+        raise ValueError("in the cleanup")
+    except ValueError:
+        time.sleep(0.5)
+    print("cleaned up", flush=True)
+    trial._stop()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGALRM")
+def test_a_signal_that_comes_in_a_finalizer_stops_a_trial_all_the_same() -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", SWALLOWS], stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "closing\n"
+        process.send_signal(signal.SIGINT)
+        output, error = process.communicate(timeout=30)
+    assert output == "cleaned up\n"
+    assert error.startswith("Exception ignored in: <function Closed.__del__")
+    assert error.endswith("nni_cssnas: stopped before the end\n")
+    assert process.returncode == -signal.SIGINT
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_trial_that_is_stopped_says_so_and_ends_by_the_signal(number: signal.Signals, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ NNI 3.0 is archived, so what is wrong with it stays wrong, and is mended here.
 | gives a manager 4 s to answer and a tuner 10 s to connect | 60 s by `bridge/nnictl.py`, 120 s by `loopback.js` | `bridge/test_launch.py` |
 | a tuner outlives its manager and throws out a resumed one's | `tuners/dispatcher.py`: it ends within a second | `tuners/test_dispatcher.py` |
 | keeps two files open for the output of each trial | `loopback.js` closes them | `bridge/test_guard.py` |
-| ends eight seconds after it was told to | `tuners/dispatcher.py` and `loopback.js`: at once | `tuners/test_dispatcher.py`, `bridge/test_guard.py` |
+| its tuner looks every three seconds whether to end | `tuners/dispatcher.py`: five times a second | `tuners/test_dispatcher.py` |
+| its manager ends five seconds late for idle connections | `loopback.js` closes them | `bridge/test_guard.py` |
 | a wrong `experiment.yml` gives a traceback, or starts | `bridge/experiment_file.py`: one line before | `bridge/test_experiment_file.py` |
 | tuners minimize unless told, so the worst is looked for | `bridge/experiment_file.py` refuses that | `bridge/test_experiment_file.py` |
 | `NasExperiment.resume` hangs and forgets | `bridge/experiment.py` | `integration/test_nas_experiment.py` |

@@ -40,6 +40,9 @@ def run(home: Path, folder: Path, proxy: dict[str, Any], settings: dict[str, Any
     return trials, metrics, home / "nni-experiments" / started.id
 
 
+FEW = {"images": {"source": "tiles", "num_images": 40}}
+"""One batch, so that an epoch is short."""
+
 # Trials from the fourth on learn nothing.
 HOPELESS = """
 import os, sys
@@ -51,10 +54,10 @@ sys.exit(command(["hopeless.yml" if int(os.environ["NNI_TRIAL_SEQ_ID"]) > 2 else
 def test_medianstop_ends_what_is_worse(home: Path, tmp_path: Path) -> None:
     """A trial's intermediate results are its criterion, so those that are stopped are those whose drop is small."""
     training = {"criterion": "drop", "epochs": 15, "batch_size": 32}
-    proxy = PROXY | {"contrastive": training}
+    proxy = PROXY | FEW | {"contrastive": training}
     # Without an assessor that would take minutes.
     hopeless = training | {"lr": 1e-12, "epochs": 500}
-    (tmp_path / "hopeless.yml").write_text(yaml.safe_dump(PROXY | {"contrastive": hopeless}))
+    (tmp_path / "hopeless.yml").write_text(yaml.safe_dump(PROXY | FEW | {"contrastive": hopeless}))
     (tmp_path / "trial.py").write_text(HOPELESS)
     settings = {
         "trialCommand": "python trial.py",
@@ -90,7 +93,7 @@ def test_medianstop_ends_what_is_worse(home: Path, tmp_path: Path) -> None:
 
 def test_curvefitting_ends_what_will_not_reach_the_best(home: Path, tmp_path: Path) -> None:
     training = {"criterion": "drop", "epochs": 30, "batch_size": 32}
-    (tmp_path / "hopeless.yml").write_text(yaml.safe_dump(PROXY | {"contrastive": training | {"lr": 5e-3}}))
+    (tmp_path / "hopeless.yml").write_text(yaml.safe_dump(PROXY | FEW | {"contrastive": training | {"lr": 5e-3}}))
     (tmp_path / "trial.py").write_text(HOPELESS)
     settings = {
         "trialCommand": "python trial.py",
@@ -102,7 +105,7 @@ def test_curvefitting_ends_what_will_not_reach_the_best(home: Path, tmp_path: Pa
             "classArgs": {"epoch_num": 30, "start_step": 10, "threshold": 0.6},
         },
     }
-    trials, _, folder = run(home, tmp_path, PROXY | {"contrastive": training}, settings, 18430)
+    trials, _, folder = run(home, tmp_path, PROXY | FEW | {"contrastive": training}, settings, 18430)
     records = {record.trial: record for record in read_records(folder)}
     found = [records[trial["trialJobId"]] for trial in trials]
     assert [record.status for record in found] == ["succeeded"] * 3 + ["stopped"]

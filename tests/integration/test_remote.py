@@ -176,18 +176,14 @@ def test_nothing_is_swapped_or_lost(cluster: Cluster, tmp_path: Path) -> None:
     ended = lambda: sum(trial["status"] in ENDED for trial in trials_of(experiment))  # noqa: E731
     try:
         wait(lambda: ended() >= TRIALS // 4, 300)
+        await_records(experiment, folder)
         manager = manager_of(experiment)
         manager.kill()
         interrupted = {name for name, record in records_of(folder).items() if record.status == "running"}
         manager.wait(10)
         experiment = launch.resume(experiment.id, port=experiment.port, public=True)
         wait(lambda: ended() >= TRIALS * 5 // 8, 300)
-        # What a failed trial has printed is gone with its machine, if it was not fetched before.
-        while True:
-            now = trials_of(experiment)
-            stored = {name for name, record in records_of(folder).items() if record.status != "running"}
-            if stored >= {trial["trialJobId"] for trial in now if trial["status"] in ENDED}:
-                break
+        now = await_records(experiment, folder)
         lost = {trial["trialJobId"] for trial in now if trial["status"] == "RUNNING"}
         lost_host = cluster.workers[1].host
         cluster.workers[1].lose()
@@ -256,6 +252,20 @@ def test_nothing_is_swapped_or_lost(cluster: Cluster, tmp_path: Path) -> None:
     listing = json.loads(run_cli("list", "--json").stdout)
     finished = sum(record.finished for record in records.values())
     assert next(item for item in listing["experiments"] if item["id"] == experiment.id)["trials"] == finished
+
+
+def await_records(experiment: launch.RunningExperiment, folder: Path) -> list[dict[str, Any]]:
+    """Wait until the records of all that has ended are here, and give the trials of that moment.
+
+    What a failed trial has printed is gone with its machine or the manager, if it was not fetched before.
+    """
+    deadline = time.monotonic() + 60
+    while True:
+        now = trials_of(experiment)
+        stored = {name for name, record in records_of(folder).items() if record.status != "running"}
+        if stored >= {trial["trialJobId"] for trial in now if trial["status"] in ENDED}:
+            return now
+        assert time.monotonic() < deadline, "records do not come"
 
 
 def trials_of(experiment: launch.RunningExperiment) -> list[dict[str, Any]]:
