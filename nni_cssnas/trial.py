@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from nni_cssnas.base.fork_server import end_as
 from nni_cssnas.base.messages import warning_line
+from nni_cssnas.base.signals import raise_once
 from nni_cssnas.bridge import forked
 from nni_cssnas.bridge.forked import Needs
 from nni_cssnas.errors import CssnasError
@@ -36,9 +37,6 @@ __all__ = ["command", "main"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """They stop a trial: NNI sends the first, batch systems the second."""
-
-AGAIN = (signal.SIGALRM,) if hasattr(signal, "SIGALRM") else ()
-"""Reminds a trial that is to stop, until it does."""
 
 
 def command(arguments: Sequence[str] | None = None) -> int:
@@ -169,21 +167,13 @@ def _keep(error: BaseException, parameters: dict[str, Any]) -> None:
 
 
 def _catch_signals() -> None:
-    for number in (*SIGNALS, *AGAIN):
+    for number in SIGNALS:
         signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """Raise KeyboardInterrupt, but once: NNI may send its signal again while the record is written."""
-    error = sys.exc_info()[1]
-    while error is not None:
-        if isinstance(error, KeyboardInterrupt):
-            return
-        error = error.__context__
-    # Python drops an exception that is raised in a finalizer, as of a connection that is closed just then.
-    if AGAIN:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
-    raise KeyboardInterrupt
+    # NNI may send it again while the record is written.
+    raise_once(KeyboardInterrupt())
 
 
 def _stop() -> NoReturn:

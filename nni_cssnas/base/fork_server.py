@@ -24,6 +24,8 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import NoReturn
 
+from nni_cssnas.base.signals import raise_once
+
 __all__ = ["Job", "end_as", "run", "serve"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -127,18 +129,14 @@ class _Follower:
             return 1
         finally:
             for number, handler in zip(SIGNALS, before, strict=True):
-                # Not again while the interruption is recorded.
-                if signal.getsignal(number) == self._pass_on:
-                    signal.signal(number, handler)
+                signal.signal(number, handler)
 
     def _pass_on(self, number: int, frame: object) -> None:
         if self.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
             return
-        for known in SIGNALS:
-            signal.signal(known, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        raise_once(KeyboardInterrupt())
 
 
 def _connected(address: str, command: Sequence[str]) -> socket.socket:

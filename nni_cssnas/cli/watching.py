@@ -7,10 +7,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import typer
 
+from nni_cssnas.base.signals import forget_alarm, raise_once
 from nni_cssnas.cli.app import console, show_best
 
 if TYPE_CHECKING:
@@ -160,11 +161,9 @@ def _leave(experiment: RunningExperiment, keep: bool) -> None:
 def _signals() -> Iterator[None]:
     """Let what ends a process (a batch system's SIGTERM, a terminal that is closed) act as Ctrl-C does."""
 
-    def end(number: int, frame: FrameType | None) -> NoReturn:
+    def end(number: int, frame: FrameType | None) -> None:
         # A second one, however soon, would leave the manager behind.
-        for known in SIGNALS:
-            signal.signal(known, signal.SIG_IGN)
-        raise _Ended(number)
+        raise_once(_Ended(number))
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
@@ -173,5 +172,6 @@ def _signals() -> Iterator[None]:
     try:
         yield
     finally:
+        forget_alarm()
         for number, handler in before.items():
             signal.signal(number, handler)
