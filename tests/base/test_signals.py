@@ -36,7 +36,7 @@ def _handlers() -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_a_finalizer_drops_is_raised_again() -> None:
     begun = time.monotonic()
-    with pytest.raises(End):
+    with pytest.raises(End):  # noqa: PT012
         Closed()
         time.sleep(5)
     assert time.monotonic() - begun < 4
