@@ -36,19 +36,21 @@ def evaluation_mode(model: nn.Module, *, batch_statistics: bool = False) -> Iter
     modes = [(module, module.training) for _, module in walk(model)]
     norms = [module for module, _ in modes if isinstance(module, nn.modules.batchnorm._NormBase)]
     tracking = [norm.track_running_stats for norm in norms]
+    put = object.__setattr__  # a module's own looks through parameters, buffers and modules first
     try:
         for module, _ in modes:
-            module.training = False
+            put(module, "training", False)
         if batch_statistics:
             for norm in norms:
                 # A training batch norm that tracks nothing does not touch its running statistics.
-                norm.training, norm.track_running_stats = True, False
+                put(norm, "training", True)
+                put(norm, "track_running_stats", False)
         yield
     finally:
         for module, mode in modes:
-            module.training = mode
+            put(module, "training", mode)
         for norm, track in zip(norms, tracking, strict=True):
-            norm.track_running_stats = track
+            put(norm, "track_running_stats", track)
 
 
 def feature_tensor(value: Any) -> Tensor | None:

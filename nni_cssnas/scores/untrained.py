@@ -36,11 +36,14 @@ def initialise(model: nn.Module, seed: int) -> None:
     generators = [torch.default_generator, *(torch.cuda.default_generators[device] for device in devices)]
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         for name, module in walk(model):
+            # Not getattr of the module itself, which takes long to find that there is none.
+            resets = hasattr(type(module), "reset_parameters") or "reset_parameters" in module.__dict__
+            if not resets and not module._parameters:
+                continue  # half of all modules
             for generator in generators:
                 generator.manual_seed((zlib.crc32(name.encode()) + seed * 1_000_003) % 2**63)
-            reset = getattr(module, "reset_parameters", None)
-            if callable(reset):
-                reset()
+            if resets:
+                module.reset_parameters()  # type: ignore[operator]
                 continue
             for parameter in module.parameters(recurse=False):
                 if parameter.numel() > 1 and bool((parameter != parameter.flatten()[0]).any()):
