@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from nni_cssnas.errors import SpaceError
@@ -36,21 +37,28 @@ def evaluation_mode(model: nn.Module, *, batch_statistics: bool = False) -> Iter
     modes = [(module, module.training) for _, module in walk(model)]
     norms = [module for module, _ in modes if isinstance(module, nn.modules.batchnorm._NormBase)]
     tracking = [norm.track_running_stats for norm in norms]
-    put = object.__setattr__  # a module's own looks through parameters, buffers and modules first
     try:
         for module, _ in modes:
-            put(module, "training", False)
+            _put(module, "training", False)
         if batch_statistics:
             for norm in norms:
                 # A training batch norm that tracks nothing does not touch its running statistics.
-                put(norm, "training", True)
-                put(norm, "track_running_stats", False)
+                _put(norm, "training", True)
+                _put(norm, "track_running_stats", False)
         yield
     finally:
         for module, mode in modes:
-            put(module, "training", mode)
+            _put(module, "training", mode)
         for norm, track in zip(norms, tracking, strict=True):
-            put(norm, "track_running_stats", track)
+            _put(norm, "track_running_stats", track)
+
+
+def _put(module: nn.Module, name: str, value: bool) -> None:
+    """Set a plain attribute. A module's own way looks through parameters, buffers and modules first; TorchScript needs its own."""
+    if isinstance(module, torch.jit.ScriptModule):
+        setattr(module, name, value)
+    else:
+        object.__setattr__(module, name, value)
 
 
 def feature_tensor(value: Any) -> Tensor | None:

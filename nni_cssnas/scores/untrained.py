@@ -37,7 +37,8 @@ def initialise(model: nn.Module, seed: int) -> None:
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         for name, module in walk(model):
             # Not getattr of the module itself, which takes long to find that there is none.
-            resets = hasattr(type(module), "reset_parameters") or "reset_parameters" in module.__dict__
+            own = module.__dict__.get("reset_parameters")
+            resets = callable(own or getattr(type(module), "reset_parameters", None))
             if not resets and not module._parameters:
                 continue  # half of all modules
             for generator in generators:

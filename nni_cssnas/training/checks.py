@@ -73,7 +73,9 @@ def check_hardware(config: RetrainConfig) -> None:
         raise DeviceError(f"devices is {config.devices}, but there are only {torch.cuda.device_count()} GPUs")
     if device.type == "cpu" and config.sync_batchnorm:
         raise ConfigError("sync_batchnorm is true, which torch can do on GPUs only; leave it out, or set device: cuda")
-    from pytorch_lightning.strategies import StrategyRegistry
+    if config.strategy == "auto":
+        return
+    from pytorch_lightning.strategies import StrategyRegistry  # seconds
 
     known = {"auto", *StrategyRegistry.available_strategies()}
     if config.strategy not in known:
