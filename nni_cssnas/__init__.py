@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nni_cssnas.base.moved import tell_new_names
+from nni_cssnas.bridge.deferred import defer_libraries
 
 if TYPE_CHECKING:
     from nni_cssnas.bridge.evaluator import ProxyEvaluator
@@ -36,6 +37,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 tell_new_names()
+defer_libraries()
 
 # Names are imported when they are first used: the tuner's process and `nni-cssnas --help` need no torch.
 _HOME = {

@@ -22,17 +22,3 @@ def test_light_modules_do_not_pull_in_torch(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'nni', 'lightly', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_a_search_leaves_lightning_alone_until_it_is_asked_for() -> None:
-    code = """
-import sys
-import nni_cssnas.bridge.evaluator, nni_cssnas.search.screen, nni_cssnas.judge.ray_workers
-print([name for name in ("pytorch_lightning", "torchvision", "lightly") if name in sys.modules])
-from nni.nas.evaluator import FunctionalEvaluator, Lightning
-import nni.nas.evaluator
-from nni.nas.evaluator.pytorch import Trainer
-print(Lightning.__module__, "pytorch_lightning" in sys.modules, hasattr(nni.nas.evaluator, "nonsense"))
-"""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[]", "nni.nas.evaluator.pytorch.lightning True False"]

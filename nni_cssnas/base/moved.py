@@ -17,7 +17,7 @@ MOVED = {
     "nni_cssnas.evaluator": "nni_cssnas.bridge.evaluator",
     "nni_cssnas.experiment": "nni_cssnas.bridge.experiment",
     "nni_cssnas.guard": "nni_cssnas.bridge.guard",
-    "nni_cssnas.imports": "nni_cssnas.spaces.deferred",
+    "nni_cssnas.imports": "nni_cssnas.bridge.deferred",
     "nni_cssnas.launch": "nni_cssnas.bridge.launch",
     "nni_cssnas.messages": "nni_cssnas.base.messages",
     "nni_cssnas.modules": "nni_cssnas.base.modules",

@@ -24,5 +24,6 @@ NNI 3.0 is archived, so what is wrong with it stays wrong, and is mended here.
 | its TPE strategy fails on spaces with cells | `bridge/strategies.py` | `bridge/test_strategies.py` |
 | one-shot strategies need labels | `bridge/oneshot.py`: a contrastive loss | `bridge/test_oneshot.py` |
 | starts a Python for each trial, which imports for seconds | `bridge/forked.py` forks trials | `integration/test_forked.py` |
-| imports Lightning in every trial | `spaces/deferred.py` puts that off | `test_imports.py` |
+| imports Lightning in every trial | `bridge/deferred.py` puts that off | `bridge/test_deferred.py` |
+| loads pandas and scipy.stats with itself | `bridge/deferred.py` puts that off | `bridge/test_deferred.py` |
 """

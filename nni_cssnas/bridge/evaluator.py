@@ -19,6 +19,7 @@ from typing import Any
 import nni
 import torch
 from nni.mutable import Mutable
+from nni.nas.evaluator import Evaluator
 from torch import nn
 
 from nni_cssnas.base.files import write_atomically
@@ -32,9 +33,6 @@ from nni_cssnas.judge.proxy import Candidate, Proxy, ProxyResult, candidate_seed
 from nni_cssnas.results.carried import tell_end, with_record
 from nni_cssnas.results.records import TrialRecord
 from nni_cssnas.spaces.factory import make_space
-
-# isort: split
-from nni.nas.evaluator import Evaluator  # after our spaces, which put its import of Lightning off
 
 __all__ = ["ProxyEvaluator"]
 

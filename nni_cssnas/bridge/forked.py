@@ -33,7 +33,7 @@ OWN_VARIABLES = (
 )
 """In which the environments of one experiment's trials differ. Libraries may read all others when they are imported."""
 
-MODULES = ("nni_cssnas.bridge.evaluator", "nni_cssnas.spaces")
+MODULES = ("nni_cssnas.bridge.evaluator", "nni_cssnas.spaces", "torch.utils.flop_counter")
 TRAINING_MODULES = ("lightly.loss.ntx_ent_loss", "lightly.models.modules.heads", "lightly.utils.scheduler")
 """What a trial imports. Nothing of it starts a thread or asks for a GPU, which would not survive a fork."""
 

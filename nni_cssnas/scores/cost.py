@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
 
 from nni_cssnas.base.modules import evaluation_mode
 from nni_cssnas.config import TargetConfig
@@ -136,14 +135,19 @@ def latency(model: nn.Module, images: Tensor, *, repeats: int = 20, warmup: int 
     return result
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+@lru_cache(1)
+def _formulas() -> dict[Any, Any]:
+    # Not before it is used: it loads Triton, where that is installed.
+    from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
 
+    def attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
 
-# Torch's counter knows the attention kernels of accelerators but not the one of CPUs.
-_FORMULAS: dict[Any, Any] = dict(flop_registry)
-if hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
-    _FORMULAS[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = shape_wrapper(_attention_flops)
+    found: dict[Any, Any] = dict(flop_registry)
+    # Torch's counter knows the attention kernels of accelerators but not the one of CPUs.
+    if hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
+        found[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = shape_wrapper(attention)
+    return found
 
 
 class _Counter(TorchDispatchMode):
@@ -152,12 +156,13 @@ class _Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.flops = 0
+        self.formulas = _formulas()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        formula = _FORMULAS.get(func._overloadpacket)
+        formula = self.formulas.get(func._overloadpacket)
         if formula is None and func is not torch.ops.prim.device.default:
             with self:
                 result = func.decompose(*args, **kwargs)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-from nni_cssnas.spaces.deferred import defer_lightning
-
-defer_lightning()
 with warnings.catch_warnings():
     # NNI wraps everything it finds in torch.nn and warns of each name that is no module there.
     warnings.filterwarnings("ignore", message=".*is found to be not a nn.Module", category=RuntimeWarning)

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy  # of which stats is loaded when it is used: many spaces have no numbers
 from nni.algorithms.hpo import random_tuner
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from scipy.stats import norm, truncnorm
 
 from nni_cssnas.tuners.space import Params, is_constant
 
@@ -127,10 +127,10 @@ class _Number(_Kernel):
             return super().draw(rng, component)
         center = self.centers[component]
         ends = ((bound - center) / self.width for bound in (self.low, self.high))
-        return float(truncnorm.rvs(*ends, loc=center, scale=self.width, random_state=rng))
+        return float(scipy.stats.truncnorm.rvs(*ends, loc=center, scale=self.width, random_state=rng))
 
     def log_density(self, values: Numbers) -> Numbers:
-        spec, found = self.spec, np.empty((len(values), len(self.centers)))
+        norm, spec, found = scipy.stats.norm, self.spec, np.empty((len(values), len(self.centers)))
         centers = self.centers[self.known]
         inside = norm.cdf(self.high, centers, self.width) - norm.cdf(self.low, centers, self.width)
         found[:, self.known] = norm.logpdf(values[:, None], centers, self.width) - np.log(inside)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import nni
 import nni_node
 import psutil
 import pytest
@@ -342,6 +343,34 @@ def test_tensorboard_does_not_listen_everywhere(tmp_path: Path) -> None:
         "--bind_all --logdir_spec=0-x:/y --port=6006",
         "tensorboard --logdir_spec=0-x:/y --port=6006",
     ]
+
+
+def test_what_the_manager_starts_of_nni_comes_after_this_package(tmp_path: Path) -> None:
+    """So that it loads less; arguments and exit code are those of ``python -m``."""
+    (tmp_path / "nni_node").mkdir()
+    script = tmp_path / "nni_node" / "main.js"
+    script.write_text(
+        "const { spawn } = require('child_process');"
+        "const [program, ...words] = process.argv.slice(2);"
+        "spawn(program, words, { stdio: 'inherit' }).on('exit', (code) => { process.exitCode = code; });"
+    )
+
+    def start(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [str(NODE), str(script), sys.executable, *words]
+        environment = manager_environment() | {"PYTHONPATH": str(tmp_path)}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    version = start("-m", "nni.tools.nni_manager_scripts.collect_version_info")
+    assert (version.returncode, json.loads(version.stdout)["nniVersion"]) == (0, nni.__version__)
+    (tmp_path / "nni_cssnas_words.py").write_text(
+        "import sys; print(sys.argv[1:], 'nni_cssnas' in sys.modules); sys.exit(3)"
+    )
+    other = start("-m", "nni_cssnas_words", "a")
+    assert (other.returncode, other.stdout) == (3, "['a'] False\n")  # what is not NNI's is started as it was
+    tuner = start("-m", "nni", "--exp_params", "%%")
+    assert tuner.returncode == 1
+    assert "JSONDecodeError" in tuner.stderr
+    assert "run_module" in tuner.stderr
 
 
 def test_the_files_of_a_trials_output_are_closed(tmp_path: Path) -> None:

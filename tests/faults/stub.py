@@ -28,9 +28,10 @@ TRIAL = """
 import json, os, sys, time
 from pathlib import Path
 
-import nni
 from nni_cssnas.bridge import pairing
 from nni_cssnas.results.records import TrialRecord
+
+import nni  # after ours, which puts some of it off
 
 sys.path.append(sys.argv[1])
 from stub import score_of

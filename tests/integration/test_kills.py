@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 KILLS = int(os.environ.get("CSSNAS_KILLS", "4"))
 TRIAL = """
 import json, os, sys, time
-import nni
 from nni_cssnas.bridge import pairing
+import nni  # after ours, which puts some of it off
 
 pairing.install()
 parameters = nni.get_next_parameter()
@@ -54,7 +54,7 @@ class Victim:
             environment = process.info["environ"] or {}
             if self.experiment.id in command and "main.js" in command:
                 found["manager"].append(process)
-            elif "-m nni --exp_params" in command and self.experiment.id in str(environment):
+            elif "--exp_params" in command and self.experiment.id in str(environment):
                 found["tuner"].append(process)
             elif environment.get("NNI_EXP_ID") == self.experiment.id and "trial.py" in command:
                 found["trial"].append(process)
