@@ -5,17 +5,17 @@ Without it an ``import nni`` takes a quarter of its processor time, and an evalu
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["defer_libraries"]
+__all__ = ["defer_libraries", "no_one_shot"]
 
 
 def defer_libraries() -> None:
@@ -68,21 +68,49 @@ def _lightning(module: ModuleType) -> Iterator[None]:
     finally:
         nni.set_default_framework(framework)
 
-    def load(name: str) -> Any:
-        _refuse_special(module, name)
-        del module.__getattr__
-        shortcut_framework(module.__name__)
-        return getattr(module, name)
+    _load_when_asked(module, lambda: shortcut_framework(module.__name__))
 
-    module.__getattr__ = load  # type: ignore[method-assign]
 
+@contextmanager
+def _one_shot(module: ModuleType) -> Iterator[None]:
+    """Strategies that come with pytorch-lightning."""
+    name = f"{module.__name__}.oneshot"
+    with _in_place_of(name, set(ONE_SHOT)):
+        yield
+    for strategy in ONE_SHOT:
+        delattr(module, strategy)
+    _load_when_asked(
+        module, lambda: module.__dict__.update({key: getattr(import_module(name), key) for key in ONE_SHOT})
+    )
+
+
+ONE_SHOT = ("DARTS", "ENAS", "GumbelDARTS", "Proxyless", "RandomOneShot")
 
 _MEANWHILE: dict[str, Callable[[ModuleType], AbstractContextManager[None]]] = {
     "nni.mutable.mutable": _scipy_stats,
     "json_tricks.nonp": _pandas,
     "nni.nas.evaluator": _lightning,
+    "nni.nas.strategy": _one_shot,
 }
 """What holds while a module is executed."""
+
+
+@contextmanager
+def no_one_shot() -> Iterator[None]:
+    """While a configuration is made, for which NNI asks whether a strategy is a one-shot one: none is, if none is loaded."""
+    name = "nni.nas.oneshot"
+    if name in sys.modules:
+        yield
+        return
+    name += ".pytorch.strategy"
+    stand_in = ModuleType(name)
+    stand_in.OneShotStrategy = ()  # type: ignore[attr-defined]
+    stand_in.is_supernet = lambda space: False  # type: ignore[attr-defined]
+    sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 @contextmanager
@@ -112,7 +140,7 @@ class _StandIn(ModuleType):
 
     def library(self) -> ModuleType:
         self.leave()
-        return importlib.import_module(self.__name__)
+        return import_module(self.__name__)
 
     def leave(self) -> None:
         if sys.modules.get(self.__name__) is self:
@@ -131,6 +159,19 @@ class _Function:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(getattr(self._stand_in.library(), self._name), name)
+
+
+def _load_when_asked(module: ModuleType, load: Callable[[], None]) -> None:
+    """Let the module get more names when one is asked for that it has not, or all of them (``import *``)."""
+
+    def find(name: str) -> Any:
+        if name != "__all__":
+            _refuse_special(module, name)
+        del module.__getattr__
+        load()
+        return getattr(module, name)
+
+    module.__getattr__ = find  # type: ignore[method-assign]
 
 
 def _refuse_special(module: ModuleType, name: str) -> None:

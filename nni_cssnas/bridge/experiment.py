@@ -26,6 +26,7 @@ from nni.runtime.command_channel.websocket import connection
 from nni.runtime.tuner_command_channel import TunerCommandChannel, channel
 from nni.runtime.tuner_command_channel.command_type import CommandType
 
+from nni_cssnas.bridge.deferred import no_one_shot
 from nni_cssnas.bridge.guard import manager_environment
 from nni_cssnas.bridge.nnictl import be_patient, check_libraries
 from nni_cssnas.bridge.owned import MODELS, own_folder, read_model, read_owned, write_model, write_owned
@@ -62,7 +63,8 @@ class NasExperiment(nni_experiment.NasExperiment):  # type: ignore[misc]
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        with no_one_shot():
+            super().__init__(*args, **kwargs)
         self._saves_by_itself = False
         self._saving = threading.Lock()  # models begin in one thread and end in another
 

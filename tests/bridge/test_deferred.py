@@ -58,6 +58,33 @@ print(Lightning.__module__, "pytorch_lightning" in sys.modules, hasattr(nni.nas.
     assert run(code) == ["[]", "nni.nas.evaluator.pytorch.lightning True False"]
 
 
+def test_an_experiment_leaves_one_shot_strategies_alone_until_one_is_asked_for() -> None:
+    code = """
+import sys
+from nni_cssnas import CellSpace, NasExperiment, ProxyEvaluator
+from nni.nas.strategy import Random
+
+def engine(strategy):
+    config = NasExperiment(CellSpace(num_nodes=4, num_cells=3), ProxyEvaluator({}), strategy).config
+    return config.execution_engine.name, config.model_format.name
+
+print(engine(Random()), "pytorch_lightning" in sys.modules)
+before = set(dir())
+from nni.nas.strategy import *
+print(sorted({"DARTS", "ENAS", "GumbelDARTS", "Proxyless", "RandomOneShot"} & (set(dir()) - before)))
+print(engine(DARTS()), DARTS.__module__)
+import nni.nas.oneshot.pytorch.strategy, nni.nas.strategy.oneshot
+print(nni.nas.oneshot.pytorch.strategy.DARTS is nni.nas.strategy.oneshot.DARTS is DARTS)
+"""
+    found = [line for line in run(code) if not line.startswith("[2")]  # NNI's log
+    assert found == [
+        "('ts', 'simplified') False",
+        "['DARTS', 'ENAS', 'GumbelDARTS', 'Proxyless', 'RandomOneShot']",
+        "('sequential', 'raw') nni.nas.oneshot.pytorch.strategy",
+        "True",
+    ]
+
+
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A library of two functions."""
