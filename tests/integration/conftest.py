@@ -45,7 +45,9 @@ if number == 6:
     threading.Thread(target=kill_during_the_work, daemon=True).start()
 
 from nni_cssnas.trial import command
-sys.exit(command(["diverges.yml" if number == 9 else "proxy.yml"]))
+if number == 9:
+    os.chdir("diverges")
+sys.exit(command(["proxy.yml"]))
 """
 KILLED_EARLY, KILLED_AT_WORK, DIVERGED = 3, 6, 9
 TRIALS = 13
@@ -90,7 +92,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     code = tmp_path_factory.mktemp("experiment")
     (code / "proxy.yml").write_text(yaml.safe_dump(PROXY))
-    (code / "diverges.yml").write_text(
+    (code / "diverges").mkdir()
+    (code / "diverges" / "proxy.yml").write_text(
         yaml.safe_dump(PROXY | {"contrastive": {"epochs": 2, "batch_size": 32, "lr": 1e30}})
     )
     (code / "trial.py").write_text(WRAPPER)

@@ -43,12 +43,20 @@ def run(home: Path, folder: Path, proxy: dict[str, Any], settings: dict[str, Any
 FEW = {"images": {"source": "tiles", "num_images": 40}}
 """One batch, so that an epoch is short."""
 
-# Trials from the fourth on learn nothing.
+# Trials from the fourth on learn nothing. In a folder of their own, since one process forks what has the same words.
 HOPELESS = """
 import os, sys
 from nni_cssnas.trial import command
-sys.exit(command(["hopeless.yml" if int(os.environ["NNI_TRIAL_SEQ_ID"]) > 2 else "proxy.yml"]))
+if int(os.environ["NNI_TRIAL_SEQ_ID"]) > 2:
+    os.chdir("hopeless")
+sys.exit(command(["proxy.yml"]))
 """
+
+
+def write_hopeless(folder: Path, proxy: dict[str, Any]) -> None:
+    (folder / "trial.py").write_text(HOPELESS)
+    (folder / "hopeless").mkdir()
+    (folder / "hopeless" / "proxy.yml").write_text(yaml.safe_dump(proxy))
 
 
 def test_medianstop_ends_what_is_worse(home: Path, tmp_path: Path) -> None:
@@ -57,8 +65,7 @@ def test_medianstop_ends_what_is_worse(home: Path, tmp_path: Path) -> None:
     proxy = PROXY | FEW | {"contrastive": training}
     # Without an assessor that would take minutes.
     hopeless = training | {"lr": 1e-12, "epochs": 500}
-    (tmp_path / "hopeless.yml").write_text(yaml.safe_dump(PROXY | FEW | {"contrastive": hopeless}))
-    (tmp_path / "trial.py").write_text(HOPELESS)
+    write_hopeless(tmp_path, PROXY | FEW | {"contrastive": hopeless})
     settings = {
         "trialCommand": "python trial.py",
         "maxTrialNumber": 5,
@@ -93,8 +100,7 @@ def test_medianstop_ends_what_is_worse(home: Path, tmp_path: Path) -> None:
 
 def test_curvefitting_ends_what_will_not_reach_the_best(home: Path, tmp_path: Path) -> None:
     training = {"criterion": "drop", "epochs": 30, "batch_size": 32}
-    (tmp_path / "hopeless.yml").write_text(yaml.safe_dump(PROXY | FEW | {"contrastive": training | {"lr": 5e-3}}))
-    (tmp_path / "trial.py").write_text(HOPELESS)
+    write_hopeless(tmp_path, PROXY | FEW | {"contrastive": training | {"lr": 5e-3}})
     settings = {
         "trialCommand": "python trial.py",
         "maxTrialNumber": 4,
