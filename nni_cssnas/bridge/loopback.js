@@ -13,9 +13,6 @@ const childProcess = require("child_process");
 
 const LITTLE_ENDIAN = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
 
-// What `python -m MODULE` does, after nni_cssnas.
-const RUN_MODULE = "import nni_cssnas, runpy, sys; del sys.argv[0]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)";
-
 const main = process.argv[1] || "";
 if (path.basename(main) === "main.js" && path.basename(path.dirname(main)) === "nni_node") {
     const token = process.env.NNI_CSSNAS_TOKEN || null;
@@ -212,7 +209,7 @@ function deferLibraries() {
     const spawn = childProcess.spawn;
     childProcess.spawn = function (command, args, ...rest) {
         if (Array.isArray(args) && args[0] === "-m" && /^nni(\.|$)/.test(args[1])) {
-            args = ["-c", RUN_MODULE, ...args.slice(1)];
+            args = ["-m", "nni_cssnas.bridge.nni_module", ...args.slice(1)];
         }
         return spawn.call(this, command, args, ...rest);
     };

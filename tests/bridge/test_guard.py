@@ -351,12 +351,12 @@ def test_what_the_manager_starts_of_nni_comes_after_this_package(tmp_path: Path)
     script = tmp_path / "nni_node" / "main.js"
     script.write_text(
         "const { spawn } = require('child_process');"
-        "const [program, ...words] = process.argv.slice(2);"
-        "spawn(program, words, { stdio: 'inherit' }).on('exit', (code) => { process.exitCode = code; });"
+        "const [shell, program, ...words] = process.argv.slice(2);"
+        "spawn(program, words, { stdio: 'inherit', shell: shell === 'shell' }).on('exit', (code) => { process.exitCode = code; });"
     )
 
-    def start(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [str(NODE), str(script), sys.executable, *words]
+    def start(*words: str, shell: str = "none") -> subprocess.CompletedProcess[str]:
+        command = [str(NODE), str(script), shell, sys.executable, *words]
         environment = manager_environment() | {"PYTHONPATH": str(tmp_path)}
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -367,7 +367,7 @@ def test_what_the_manager_starts_of_nni_comes_after_this_package(tmp_path: Path)
     )
     other = start("-m", "nni_cssnas_words", "a")
     assert (other.returncode, other.stdout) == (3, "['a'] False\n")  # what is not NNI's is started as it was
-    tuner = start("-m", "nni", "--exp_params", "%%")
+    tuner = start("-m", "nni", "--exp_params", "%%", shell="shell")  # as NNI starts it
     assert tuner.returncode == 1
     assert "JSONDecodeError" in tuner.stderr
     assert "run_module" in tuner.stderr
