@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from nni_cssnas.training.config import RetrainConfig
     from nni_cssnas.training.plan import Plan
     from nni_cssnas.training.probe import ProbeResult
-    from nni_cssnas.training.run import RetrainResult
+    from nni_cssnas.training.result import RetrainResult
 
 __all__ = [
     "CompareResult",
@@ -793,7 +793,7 @@ def export(
     from nni_cssnas.formats.write import export as write
     from nni_cssnas.formats.write import load_weights
     from nni_cssnas.scores.cost import multiply_adds, num_parameters
-    from nni_cssnas.training.run import RetrainResult
+    from nni_cssnas.training.result import RetrainResult
     from nni_cssnas.training.weights import Weights, own_weights
 
     if isinstance(network, RetrainResult):

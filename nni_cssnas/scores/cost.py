@@ -21,6 +21,9 @@ from nni_cssnas.spaces.pieces import Piece, pieces
 
 __all__ = ["cells_cost", "latency", "multiply_adds", "num_parameters"]
 
+LARGE = 2**21
+"""Numbers that enter a layer: what is larger would take long to compute, for its cost alone."""
+
 
 def num_parameters(model: nn.Module) -> int:
     """Number of trainable weights; a weight that two layers share counts once."""
@@ -88,7 +91,8 @@ def _piece_cost(piece: Piece) -> tuple[int, int]:
     """Parameters and multiply-adds of one layer."""
     if not piece.has_weights:
         return 0, 0
-    with torch.device("meta"):  # nothing is allocated or computed
+    # On the meta device nothing is computed, but its batch norm is written in Python and loads TorchDynamo: two seconds.
+    with torch.device("cpu" if piece.c_in * piece.side**2 <= LARGE else "meta"):
         layer = piece.build()
     params = num_parameters(layer)
     return params, multiply_adds(layer, (piece.c_in, piece.side, piece.side)) if params else 0
@@ -157,6 +161,11 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.flops = 0
         self.formulas = _formulas()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: to keep torch.compile out of this class, where nothing is compiled, torch would load it."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -181,7 +181,7 @@ RESULTS = {
     "screen": "nni_cssnas.search.result:SearchResult",
     "run": "nni_cssnas.search.result:SearchResult",
     "best": "nni_cssnas.search.result:SearchResult",
-    "retrain": "nni_cssnas.training.run:RetrainResult",
+    "retrain": "nni_cssnas.training.result:RetrainResult",
     "compare": "nni_cssnas.verbs:CompareResult",
     "probe": "nni_cssnas.verbs:ProbeResults",
     "export": "nni_cssnas.verbs:ExportResult",

@@ -26,7 +26,8 @@ from nni_cssnas.images.labelled import LabelledImages, load_labelled
 from nni_cssnas.spaces.architecture import read_architecture
 from nni_cssnas.training.config import RetrainConfig
 from nni_cssnas.training.epochs import newest_checkpoint
-from nni_cssnas.training.run import RetrainResult, retrain
+from nni_cssnas.training.result import RetrainResult
+from nni_cssnas.training.run import retrain
 from nni_cssnas.training.weights import Weights
 
 DARTS = read_architecture("DARTS_V2")

@@ -8,6 +8,7 @@ import torch
 
 from nni_cssnas.config import TargetConfig
 from nni_cssnas.genotype import NAMED_GENOTYPES, Genotype
+from nni_cssnas.scores import cost
 from nni_cssnas.scores.cost import cells_cost, multiply_adds, num_parameters
 from nni_cssnas.spaces import CellNetwork, CellSpace, decode, random_choices
 from nni_cssnas.spaces.pieces import pieces
@@ -35,15 +36,28 @@ def test_what_it_costs_is_what_the_network_costs(encoding: str, target: TargetCo
             choices = {name: "none" if rng.random() < 0.5 else value for name, value in choices.items()}
         genotype = space.genotype_of(decode(space, choices))
         network = network_of(genotype, target)
-        cost = cells_cost(genotype, target)
-        assert cost == {"params": num_parameters(network), "macs": multiply_adds(network, (3, size, size))}, choices
+        assert cells_cost(genotype, target) == {
+            "params": num_parameters(network),
+            "macs": multiply_adds(network, (3, size, size)),
+        }, choices
+
+
+def test_large_layers_are_counted_without_computing_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = TARGETS[2]
+    expected = cells_cost(NAMED_GENOTYPES["DARTS_V1"], target)
+    monkeypatch.setattr(cost, "LARGE", 0)
+    cost._piece_cost.cache_clear()
+    try:
+        assert cells_cost(NAMED_GENOTYPES["DARTS_V1"], target) == expected
+    finally:
+        cost._piece_cost.cache_clear()
 
 
 def test_the_published_size_of_a_published_cell() -> None:
     # arXiv:1806.09055, table 1: 3.3 million with the classifier, which has 10 outputs and a bias.
-    cost = cells_cost(NAMED_GENOTYPES["DARTS_V2"], TargetConfig())
+    costs = cells_cost(NAMED_GENOTYPES["DARTS_V2"], TargetConfig())
     network = CellNetwork(NAMED_GENOTYPES["DARTS_V2"], 20, 36, num_classes=10)
-    assert cost["params"] + 10 * (network.num_features + 1) == num_parameters(network)
+    assert costs["params"] + 10 * (network.num_features + 1) == num_parameters(network)
     assert round(num_parameters(network) / 1e6, 1) == 3.3
 
 

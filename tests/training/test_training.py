@@ -31,7 +31,8 @@ from nni_cssnas.training.checks import check_hardware, check_network, ignored
 from nni_cssnas.training.config import RetrainConfig
 from nni_cssnas.training.plan import Plan, make_plan
 from nni_cssnas.training.pretrain import contrastive_config
-from nni_cssnas.training.run import RetrainResult, make_module, retrain
+from nni_cssnas.training.result import RetrainResult
+from nni_cssnas.training.run import make_module, retrain
 from nni_cssnas.training.weights import Weights
 
 from .conftest import SMALL
