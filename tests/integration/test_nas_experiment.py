@@ -23,10 +23,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 SCRIPT = """
 import json, sys
-from nni.nas.experiment.config import SequentialEngineConfig
-from nni.nas.strategy import Random, RegularizedEvolution
 from nni_cssnas import ProxyConfig, ProxyEvaluator
 from nni_cssnas.spaces import make_space
+from nni.nas.experiment.config import SequentialEngineConfig  # after ours, which puts some of it off
+from nni.nas.strategy import Random, RegularizedEvolution
 
 settings = json.loads(sys.argv[1])
 config, folder = settings["proxy"], settings["folder"]
@@ -132,8 +132,8 @@ def check(search: Search, found: dict[str, Any], trials: int) -> None:
     """What is exported is what the records say, best first, and nothing was tried twice."""
     records = [record for record in search.finished() if record.parameters in found["TRIED"]]
     assert len(records) >= trials
-    # A kill comes as the third record is written: NNI may not have heard of that one, and goes on without it.
-    assert len(search.finished()) - len(records) <= 1
+    # A kill comes as the third record is written: NNI may not have heard of what ran then, and goes on without it.
+    assert len(search.finished()) - len(records) <= search.settings["concurrency"]
     best = sorted(records, key=lambda record: -(record.score or 0.0))
     for (sample, metric), record in zip(found["TOP"], best, strict=False):
         score = metric["default"] if isinstance(metric, dict) else metric
@@ -149,11 +149,6 @@ def test_nnis_own_experiment_runs_the_evaluator(engine: str, home: Path, tmp_pat
     check(search, search.finish(), 1)
 
 
-def test_two_at_a_time_export_the_right_architecture(home: Path, tmp_path: Path) -> None:
-    search = Search(tmp_path, engine="training_service", strategy="evolution", trials=6, concurrency=2)
-    check(search, search.finish(), 6)
-
-
 def test_a_hub_space_with_cells(home: Path, tmp_path: Path) -> None:
     space = {
         "name": "nni.nas.hub.pytorch:DARTS",
@@ -165,20 +160,21 @@ def test_a_hub_space_with_cells(home: Path, tmp_path: Path) -> None:
     assert len(found["TOP"]) == 2
 
 
-# All four in CI, which asks for the long version; two that differ in everything otherwise.
-RESUMED = [("sequential", "evolution"), ("training_service", "tpe")]
+# All of them in CI, which asks for the long version; two that differ in everything otherwise. Of two trials at a time each
+# may be given the other's architecture.
+RESUMED = [("sequential", "evolution", 1), ("training_service", "tpe", 2)]
 if "CSSNAS_KILLS" in os.environ:
-    RESUMED += [("sequential", "tpe"), ("training_service", "random")]
+    RESUMED += [("sequential", "tpe", 1), ("training_service", "random", 1), ("training_service", "evolution", 2)]
 
 
-@pytest.mark.parametrize(("engine", "strategy"), RESUMED)
-def test_killed_and_resumed(engine: str, strategy: str, home: Path, tmp_path: Path) -> None:
-    search = Search(tmp_path, engine=engine, strategy=strategy, trials=6)
+@pytest.mark.parametrize(("engine", "strategy", "concurrency"), RESUMED)
+def test_killed_and_resumed(engine: str, strategy: str, concurrency: int, home: Path, tmp_path: Path) -> None:
+    search = Search(tmp_path, engine=engine, strategy=strategy, trials=6, concurrency=concurrency)
     search.kill_after(3)
     before = {record.seed for record in search.finished()}
     found = search.finish()
     # What was running when it was killed may have been begun again.
-    assert len(search.finished()) in (6, 7)
+    assert 6 <= len(search.finished()) <= 6 + concurrency
     assert before <= {record.seed for record in search.finished()}
     assert len(found["TRIED"]) >= 6
     check(search, found, 6)
