@@ -228,27 +228,33 @@ def draw_genotype(genotype: Genotype, path: Path | str, *, title: str | None = N
     path = Path(path)
     stem = path.with_suffix("") if path.suffix.lower() in (".svg", ".png") else path
     stem.parent.mkdir(parents=True, exist_ok=True)
-    contents = {stem.with_name(f"{stem.name}.{kind}"): _drawn(genotype, title, kind) for kind in ("svg", "png")}
-    for file, content in contents.items():
+    contents = _drawn(genotype, title, "svg", "png")
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in contents]
+    for file, content in zip(files, contents.values(), strict=True):
         write_atomically(file, content)
-    return list(contents)
+    return files
 
 
 def genotype_svg(genotype: Genotype, *, title: str | None = None) -> str:
     """The picture of both cells as the text of an SVG file."""
-    return _drawn(genotype, title, "svg").decode()
+    return _drawn(genotype, title, "svg")["svg"].decode()
 
 
-def _drawn(genotype: Genotype, title: str | None, kind: str) -> bytes:
-    unwanted = {"svg": "Date", "png": "Software"}[kind]
-    metadata = {"Title": title or "genotype", "Description": genotype.to_json(), unwanted: None}
+def _drawn(genotype: Genotype, title: str | None, *kinds: str) -> dict[str, bytes]:
+    """The contents of a file of each kind."""
+    metadata = {"Title": title or "genotype", "Description": genotype.to_json()}
+    contents = {}
     # The caller's own settings (a style, savefig.bbox, usetex) must not leak in, nor ours out.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_SETTINGS)
-        buffer = io.BytesIO()
-        _figure(genotype, title).savefig(buffer, format=kind, dpi=_PNG_DPI, facecolor="white", metadata=metadata)
-    return buffer.getvalue()
+        figure = _figure(genotype, title)
+        for kind in kinds:
+            buffer = io.BytesIO()
+            unwanted = {"svg": "Date", "png": "Software"}[kind]
+            figure.savefig(buffer, format=kind, dpi=_PNG_DPI, facecolor="white", metadata=metadata | {unwanted: None})
+            contents[kind] = buffer.getvalue()
+    return contents
 
 
 def _figure(genotype: Genotype, title: str | None) -> Figure:
@@ -351,25 +357,25 @@ class _Pen:
         curve = Curve([*vertices, (end, y)], [*codes, Curve.LINETO])
         style = {"facecolor": "none", "capstyle": "butt"}
         if len(before) == 2:
-            self.axes.add_patch(PathPatch(curve, edgecolor="white", linewidth=width + 2.6, **style))
+            self.axes.add_artist(PathPatch(curve, edgecolor="white", linewidth=width + 2.6, **style))
         dashes = "solid" if live else _DASHES
         width = width if live else 1.3
-        self.axes.add_patch(PathPatch(curve, edgecolor=color, linewidth=width, linestyle=dashes, **style))
+        self.axes.add_artist(PathPatch(curve, edgecolor=color, linewidth=width, linestyle=dashes, **style))
         arrow = [(tip, y), (tip - _ARROW, y - 0.55 * _ARROW), (tip - _ARROW, y + 0.55 * _ARROW)]
-        self.axes.add_patch(Polygon(arrow, closed=True, facecolor=color, edgecolor="none"))
+        self.axes.add_artist(Polygon(arrow, closed=True, facecolor=color, edgecolor="none"))
 
     def pill(self, edge: EdgeLine) -> None:
         box = self.box(edge.pill)
         color = operation_colors[edge.operation]
         fill, border, ink = (color, color, _ink_on(color)) if edge.live else ("white", _PALE, _GREY)
         radius = _PILL_HEIGHT / 2
-        self.axes.add_patch(
+        self.axes.add_artist(
             _rounded(box, radius, facecolor=fill, edgecolor=border, linewidth=0.9, linestyle="-" if edge.live else "--")
         )
         x, y = box.center
         if edge.stride > 1:
             badge = box.right - radius
-            self.axes.add_patch(
+            self.axes.add_artist(
                 Circle(
                     (badge, y), radius * 0.8, facecolor="white", edgecolor="none" if edge.live else _PALE, linewidth=0.7
                 )
@@ -381,7 +387,7 @@ class _Pen:
     def node(self, box: Box, name: str, *, live: bool, math: bool, fill: str = "white") -> None:
         box = self.box(box)
         edge, ink = (_INK, _ink_on(fill) if fill.startswith("#") else _INK) if live else (_PALE, _GREY)
-        self.axes.add_patch(
+        self.axes.add_artist(
             _rounded(
                 box,
                 _NODE_WIDTH / 2 - 0.01,
@@ -436,11 +442,11 @@ def _draw_legend(axes: Any, line: _LegendLine, y: float) -> None:
         x = _MARGIN + start
         marks = 0.15 * len(colors)
         if text == _STRIDE:
-            axes.add_patch(Circle((x + 0.14, y), 0.095, facecolor="white", edgecolor=_GREY, linewidth=0.8))
+            axes.add_artist(Circle((x + 0.14, y), 0.095, facecolor="white", edgecolor=_GREY, linewidth=0.8))
             _text(axes, x + 0.14, y, "/2", size=7, weight="bold")
         elif text == _UNUSED:
             axes.plot([x, x + marks - 0.05], [y, y], color=_PALE, linewidth=1.3, linestyle=_DASHES)
         else:
             for index, color in enumerate(colors):
-                axes.add_patch(Circle((x + 0.06 + 0.15 * index, y), 0.06, facecolor=color, edgecolor="none"))
+                axes.add_artist(Circle((x + 0.06 + 0.15 * index, y), 0.06, facecolor=color, edgecolor="none"))
         _text(axes, x + marks + 0.03, y, text, size=_LEGEND_SIZE, color=_GREY, ha="left")
