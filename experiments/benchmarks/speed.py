@@ -75,6 +75,8 @@ class Sizes:
         Architectures, in one process and with a process for each core.
     images, cases
         Of ``growth``.
+    space
+        Arguments of the space that differ from the preset.
     training
         Keys of ``contrastive`` that differ from the preset.
     warm_up
@@ -88,6 +90,7 @@ class Sizes:
     screened_together: int
     images: int
     cases: int
+    space: Mapping[str, Any]
     training: Mapping[str, Any]
     warm_up: bool
 
@@ -100,6 +103,7 @@ FULL = Sizes(
     screened_together=100,
     images=576,
     cases=6,
+    space={},
     training={},
     warm_up=True,
 )
@@ -111,6 +115,7 @@ SHORT = Sizes(
     screened_together=4,
     images=64,
     cases=2,
+    space={"num_cells": 3, "channels": 4},
     training={"batch_size": 16},
     warm_up=False,
 )
@@ -374,7 +379,11 @@ class Training:
 
 
 def epoch(bench: Bench, args: argparse.Namespace) -> None:
-    config = preset(images={"num_images": args.images}, contrastive=bench.sizes.training)
+    config = preset(
+        images={"num_images": args.images},
+        contrastive=bench.sizes.training,
+        space={"arguments": bench.sizes.space},
+    )
     training = Training(bench, config, bench.sizes.epochs)
     what = f"epoch of {args.images} images"
     for view_pool, target in (("fixed", "at most 1.05"), ("fresh", "at most 1.15")):
@@ -561,7 +570,13 @@ def memory(bench: Bench, args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "proxy.yml"
         training = {"epochs": 2, "view_pool": "fresh", **bench.sizes.training}
-        settings = {"preset": "cpu", "score": "contrastive", "images": {"num_images": number}, "contrastive": training}
+        settings = {
+            "preset": "cpu",
+            "score": "contrastive",
+            "images": {"num_images": number},
+            "contrastive": training,
+            "space": {"arguments": bench.sizes.space},
+        }
         path.write_text(json.dumps(settings), encoding="utf-8")
         size = number * 3 * 32 * 32
         triples = [(peak(path, "trial"), peak(path, "step"), peak(path, "idle")) for _ in range(min(3, bench.rounds))]
@@ -603,7 +618,7 @@ def screen(found: Screener, number: int, seed: int, workers: int = 1) -> float:
 
 
 def screening(bench: Bench, args: argparse.Namespace) -> None:
-    found = screener()
+    found = screener(space={"arguments": bench.sizes.space})
     config, size = found.config, found.proxy.size
     drawn = [choices for choices, _ in networks(config, bench.sizes.architectures)]
     ready = [Backbone(network, size).to(bench.device) for _, network in networks(config, bench.sizes.architectures)]
@@ -641,7 +656,7 @@ def screening(bench: Bench, args: argparse.Namespace) -> None:
 
 
 def growth(bench: Bench, args: argparse.Namespace) -> None:
-    base = {"num_nodes": 4, "num_cells": 5, "channels": 8}
+    base = {"num_nodes": 4, "num_cells": 5, "channels": 8, **bench.sizes.space}
     cases: Sequence[tuple[str, Mapping[str, Any]]] = (
         ("5 cells of 8 channels", {}),
         ("twice the images", {"images": {"num_images": 2 * bench.sizes.images}}),

@@ -21,7 +21,7 @@ PROXY = {
     "score": "contrastive",
     "threads": 1,
     "space": {"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}},
-    "images": {"source": "tiles", "num_images": 96},
+    "images": {"source": "tiles", "num_images": 64},
     "views": {"input_size": 16},
     "contrastive": {"epochs": 3, "batch_size": 32},
 }
@@ -34,7 +34,7 @@ from pathlib import Path
 number = int(os.environ["NNI_TRIAL_SEQ_ID"])
 if number == 3:
     os.kill(os.getpid(), signal.SIGKILL)  # dies before it asks for parameters
-time.sleep(number * 7 % 5 / 2)  # later trials ask before earlier ones, and all last unequally long
+time.sleep(number * 7 % 5 / 4)  # later trials ask before earlier ones, and all last unequally long
 
 if number == 6:
     def kill_during_the_work():

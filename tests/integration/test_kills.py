@@ -21,7 +21,7 @@ from nni_cssnas.tuners.journal import NAME, Journal
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 # CSSNAS_KILLS=20 for the long version.
-KILLS = int(os.environ.get("CSSNAS_KILLS", "4"))
+KILLS = int(os.environ.get("CSSNAS_KILLS", "3"))
 TRIAL = """
 import json, os, sys, time
 from nni_cssnas.bridge import pairing

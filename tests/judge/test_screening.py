@@ -278,7 +278,9 @@ def test_what_a_space_forbids_is_worst_and_no_exception() -> None:
 
 @pytest.mark.slow
 def test_the_constraints_of_a_space_itself(tmp_path: Path) -> None:
-    settings = {"space": {"name": "nni.nas.hub.pytorch:NasBench101"}, "images": {"size": 32}}
+    arguments = {"stem_out_channels": 16, "num_modules_per_stack": 1}
+    space = {"name": "nni.nas.hub.pytorch:NasBench101", "arguments": arguments}
+    settings = {"space": space, "images": {"size": 32}}
     (tmp_path / "proxy.yml").write_text(json.dumps(settings))
     feasible = Feasibility(ConstraintsConfig(), ProxyConfig.load("proxy.yml"))
     tuner = Tpe(seed=0, constraints={})

@@ -77,17 +77,9 @@ def test_make_space_makes_a_hub_space() -> None:
 CELLS: dict[str, Any] = {"width": 8, "num_cells": 3, "dataset": "cifar"}
 SPACES = {
     **dict.fromkeys(("DARTS", "NASNet", "ENAS", "AmoebaNet", "PNAS"), CELLS),
-    **{
-        name: {}
-        for name in (
-            "MobileNetV3Space",
-            "ProxylessNAS",
-            "ShuffleNetSpace",
-            "NasBench101",
-            "NasBench201",
-            "AutoFormer",
-        )
-    },
+    **{name: {} for name in ("MobileNetV3Space", "ProxylessNAS", "ShuffleNetSpace", "NasBench201", "AutoFormer")},
+    # All of its modules are one architecture, whose weights NNI draws one by one.
+    "NasBench101": {"stem_out_channels": 16, "num_modules_per_stack": 1},
 }
 
 

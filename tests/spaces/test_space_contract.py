@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -44,10 +45,16 @@ HUB: dict[str, dict[str, Any]] = {
     "MobileNetV3Space": {},
     "ProxylessNAS": {},
     "ShuffleNetSpace": {},
-    "NasBench101": {"stem_out_channels": 16},
+    "NasBench101": {"stem_out_channels": 16, "num_modules_per_stack": 1},
     "NasBench201": {"stem_out_channels": 8, "num_modules_per_stack": 1},
     "AutoFormer": AUTOFORMER,
 }
+
+
+@functools.cache
+def space_of(hub: str) -> Any:
+    """Made once, since some take seconds; no test changes a space."""
+    return make_space(SpaceConfig(name=f"nni.nas.hub.pytorch:{hub}", arguments=HUB[hub]))
 
 
 @pytest.mark.slow
@@ -58,7 +65,7 @@ class TestHub(SpaceContract):
 
     @pytest.fixture(autouse=True)
     def _choose(self, hub: str) -> None:
-        self.space = make_space(SpaceConfig(name=f"nni.nas.hub.pytorch:{hub}", arguments=HUB[hub]))
+        self.space = space_of(hub)
         # 7 halvings and more
         self.size = 64 if hub == "ShuffleNetSpace" else 32
 
