@@ -9,7 +9,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +28,7 @@ from nni_cssnas.results.screening_log import ScreeningLog
 from nni_cssnas.scores.combine import DEAD
 from nni_cssnas.spaces.encoding import decode, random_choices, search_space
 from nni_cssnas.spaces.factory import make_space
+from nni_cssnas.spaces.operations import SpareLayers
 
 __all__ = ["LAG", "Memory", "Proposals", "Screened", "Screener", "Spread"]
 
@@ -88,6 +89,8 @@ class Screener:
         self.proxy = Proxy(config, images)
         self.proxy.prepare()
         self._final: dict[int, Proxy] = {}
+        # Only the weights of what is trained are those that it was built with.
+        self._layers = SpareLayers() if config.score == "untrained" else None
 
     def screen(self, choices: Choices) -> Screened:
         """Build and score one architecture; one that its space forbids, or that cannot be run, has the worst score."""
@@ -95,7 +98,8 @@ class Screener:
         try:
             sample = decode(self.space, chosen)
             candidate = Candidate(partial(self.space.freeze, sample), candidate_seed(self.config, chosen))
-            model = self.proxy.build(candidate)
+            with nullcontext() if self._layers is None else self._layers.used():
+                model = self.proxy.build(candidate)
             genotype = getattr(model, "genotype", None)
             result = self.proxy.score(model, candidate.seed)
         except (SpaceError, DivergenceError, MeasureError) as error:
@@ -103,6 +107,8 @@ class Screener:
                 warnings.warn(f"{error}; {chosen} counts as the worst", stacklevel=2)
             worst = -math.inf if self.config.score == "contrastive" else DEAD
             return Screened(chosen, worst, {})
+        if self._layers is not None:
+            self._layers.take_back()
         return Screened(chosen, result.score, result.components, genotype)
 
     def finalist(self, choices: Choices) -> dict[str, float]:

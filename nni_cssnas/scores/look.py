@@ -126,7 +126,12 @@ class Look:
         self.classifier = classifier
         self._macs = macs
         needs = set(needs)
-        self.views = [_pass(model, view, stages, classifier, needs) for view in images]
+        layers = [
+            module
+            for name, module in walk(model)
+            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and name != classifier and "macs" in needs
+        ]
+        self.views = [_pass(model, view, stages, layers, classifier, needs) for view in images]
 
     @property
     def is_dead(self) -> bool:
@@ -166,7 +171,14 @@ class Look:
         return _weight_gradients(self.model, self.views, self.classifier)
 
 
-def _pass(model: nn.Module, images: Tensor, stages: Sequence[str], classifier: str | None, needs: set[str]) -> View:
+def _pass(
+    model: nn.Module,
+    images: Tensor,
+    stages: Sequence[str],
+    counted: Sequence[nn.Module],
+    classifier: str | None,
+    needs: set[str],
+) -> View:
     """Send images through and back. On a GPU nothing is waited for before all of it is under way."""
     measured: dict[str, Stage] = {}
     outputs: dict[str, Tensor] = {}
@@ -185,19 +197,17 @@ def _pass(model: nn.Module, images: Tensor, stages: Sequence[str], classifier: s
         return hook
 
     def on_layer(module: nn.Module, args: Any, output: Any) -> None:
-        weight, tensor = getattr(module, "weight", None), feature_tensor(args)
+        # First where it nearly always is: a module's own getattr looks everywhere else before.
+        weight = module._parameters.get("weight")
+        weight = getattr(module, "weight", None) if weight is None else weight
+        tensor = args[0] if len(args) == 1 and isinstance(args[0], Tensor) else feature_tensor(args)
         if not isinstance(weight, Tensor) or tensor is None or not isinstance(output, Tensor):
             return
         macs = output.numel() // output.shape[0] // weight.shape[0] * weight.numel()
         layers.append(_Layer(tensor, output, output.grad_fn, macs, (tensor[1] != tensor[0]).any()))
 
     handles = [model.get_submodule(name).register_forward_hook(on_stage(name)) for name in stages]
-    if "macs" in needs:
-        handles += [
-            module.register_forward_hook(on_layer)
-            for name, module in walk(model)
-            if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and name != classifier
-        ]
+    handles += [module.register_forward_hook(on_layer) for module in counted]
     images = images.detach().clone().requires_grad_()
     try:
         recorder = _Codes()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -101,7 +102,12 @@ def _first_products(node: Any, steps: int = 3) -> Iterator[Any]:
 
 
 def _is_product(node: Any) -> bool:
-    return _PRODUCTS.search(_name(node)) is not None
+    return _is_name_of_product(node.name())
+
+
+@cache
+def _is_name_of_product(name: str) -> bool:
+    return _PRODUCTS.search(_plain(name)) is not None
 
 
 def _graph(node: Any) -> Iterator[Any]:
@@ -116,7 +122,12 @@ def _graph(node: Any) -> Iterator[Any]:
 
 
 def _name(node: Any) -> str:
-    return str(node.name()).partition("Backward")[0].rstrip("_")
+    return _plain(node.name())
+
+
+@cache
+def _plain(name: str) -> str:
+    return name.partition("Backward")[0].rstrip("_")
 
 
 def _is_by_zero(node: Any) -> bool:

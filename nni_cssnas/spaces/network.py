@@ -13,7 +13,7 @@ from torch import nn
 from nni_cssnas.errors import ConfigError
 from nni_cssnas.genotype import Cell, Genotype
 from nni_cssnas.spaces.backbone import Stage, Structure
-from nni_cssnas.spaces.operations import FactorizedReduce, ReLUConvBN, make_operation
+from nni_cssnas.spaces.operations import FactorizedReduce, ReLUConvBN, make_layer, make_operation
 
 __all__ = ["CellNetwork", "liveness", "make_stem"]
 
@@ -44,9 +44,9 @@ class _CellModule(nn.Module):
         used = cell.live_inputs(inputs)
         self.preprocess = nn.ModuleDict()
         if 0 in used:
-            self.preprocess["0"] = FactorizedReduce(widths[0], C) if reduction_prev else ReLUConvBN(widths[0], C)
+            self.preprocess["0"] = _preprocessing(FactorizedReduce if reduction_prev else ReLUConvBN, widths[0], C)
         if 1 in used:
-            self.preprocess["1"] = ReLUConvBN(widths[1], C)
+            self.preprocess["1"] = _preprocessing(ReLUConvBN, widths[1], C)
         self.edges = nn.ModuleDict()  # "source-target" -> operation
         self.incoming: dict[int, list[tuple[int, str, bool]]] = {}
         self.operations: dict[str, str] = {}  # by the same name
@@ -90,6 +90,10 @@ class _CellModule(nn.Module):
                 zeros = torch.zeros_like(states[max(self.live)]) if zeros is None else zeros
                 parts.append(zeros)
         return torch.cat(parts, dim=1)
+
+
+def _preprocessing(kind: type[FactorizedReduce | ReLUConvBN], C_in: int, C_out: int) -> nn.Module:  # noqa: N803
+    return make_layer(lambda: kind(C_in, C_out), kind.__name__, C_in, C_out)
 
 
 class _AuxiliaryHead(nn.Module):

@@ -6,7 +6,10 @@ them can stand on any edge.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +17,7 @@ from torch import nn
 
 from nni_cssnas.errors import GenotypeError, nearest
 
-__all__ = ["DilConv", "FactorizedReduce", "ReLUConvBN", "SepConv", "make_operation"]
+__all__ = ["DilConv", "FactorizedReduce", "ReLUConvBN", "SepConv", "SpareLayers", "make_layer", "make_operation"]
 
 
 class ReLUConvBN(nn.Sequential):
@@ -95,4 +98,52 @@ def make_operation(name: str, C: int, stride: int) -> nn.Module:  # noqa: N803
     }
     if name not in known:
         raise GenotypeError(f"no operation is called {name!r}{nearest(name, known)}")
-    return known[name]()
+    return make_layer(known[name], name, C, stride)
+
+
+class SpareLayers:
+    """Layers of networks that nobody needs any more, for the next ones: to make a layer takes as long as to compute it.
+
+    A layer that is used again has whatever weights it had, so this is for networks whose weights are drawn anew.
+    """
+
+    LIMIT = 5000
+    """So many are kept at most. Networks of 20 cells have some 200, and most of those of the next."""
+
+    def __init__(self) -> None:
+        self._spare: defaultdict[Hashable, list[nn.Module]] = defaultdict(list)
+        self._lent: list[tuple[Hashable, nn.Module]] = []
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """What :func:`make_layer` makes meanwhile is taken from here if there is one."""
+        self._lent = []
+        token = _spare_layers.set(self)
+        try:
+            yield
+        finally:
+            _spare_layers.reset(token)
+
+    def take_back(self) -> None:
+        """The network that was built last is done with."""
+        if sum(map(len, self._spare.values())) + len(self._lent) > self.LIMIT:
+            self._spare.clear()
+        for key, layer in self._lent:
+            self._spare[key].append(layer)
+        self._lent = []
+
+    def layer(self, key: Hashable, make: Callable[[], nn.Module]) -> nn.Module:
+        """One of the spare ones with this key, or a new one."""
+        spare = self._spare[key]
+        layer = spare.pop() if spare else make()
+        self._lent.append((key, layer))
+        return layer
+
+
+_spare_layers: ContextVar[SpareLayers | None] = ContextVar("spare_layers", default=None)
+
+
+def make_layer(make: Callable[[], nn.Module], *key: Hashable) -> nn.Module:
+    """``make()``, or a spare layer that was made with the same ``key``; see :class:`SpareLayers`."""
+    spare = _spare_layers.get()
+    return make() if spare is None else spare.layer(key, make)

@@ -18,11 +18,13 @@ from nni_cssnas.errors import ConfigError, ExperimentError
 from nni_cssnas.genotype import Genotype
 from nni_cssnas.judge.costs import Costs
 from nni_cssnas.judge.feasibility import Feasibility
+from nni_cssnas.judge.proxy import Candidate
 from nni_cssnas.judge.screening import Screener
 from nni_cssnas.results.screening_log import LOG_NAME
 from nni_cssnas.scores.combine import DEAD
 from nni_cssnas.scores.cost import multiply_adds, num_parameters
 from nni_cssnas.spaces import CellNetwork, decode, search_space
+from nni_cssnas.spaces.operations import SpareLayers, make_operation
 from nni_cssnas.tuners.tpe import Tpe
 
 SETTINGS: dict[str, Any] = {
@@ -288,3 +290,49 @@ def test_the_constraints_of_a_space_itself(tmp_path: Path) -> None:
     for number in range(5):
         assert feasible.problem(tuner.generate_parameters(number)) is None
     assert any(loss == float("inf") for _, loss in tuner._table.trials)
+
+
+@pytest.mark.parametrize("score", ["untrained", "contrastive"])
+def test_layers_are_used_again_where_their_weights_are_drawn_anew(score: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"images": {"source": "tiles", "num_images": 64}, "score": score, "threads": 1}
+    short = {"untrained": {"batch_size": 8}, "contrastive": {"epochs": 2, "batch_size": 32}}
+    config = ProxyConfig(**settings, **short, space={"arguments": {"num_nodes": 4, "num_cells": 3, "channels": 4}})
+    screener = Screener(config)
+    built: list[CellNetwork] = []
+    build = screener.proxy.build
+
+    def noted(candidate: Candidate) -> Any:
+        built.append(build(candidate))
+        return built[-1]
+
+    monkeypatch.setattr(screener.proxy, "build", noted)
+    drawn = list(screener.random(4, 0))
+    found = [screener.screen(choices).score for choices in drawn]
+    # Each as a screener finds it that has seen no other.
+    assert found == [Screener(config, screener.proxy.images).screen(choices).score for choices in drawn]
+    layers = [[edge for cell in network.cells.values() for edge in cell.edges.values()] for network in built]
+    assert all(len(set(map(id, edges))) == len(edges) for edges in layers)
+    again = {id(edge) for edge in layers[0]} & {id(edge) for edges in layers[1:] for edge in edges}
+    assert bool(again) == (score == "untrained")
+
+
+def test_spare_layers_are_not_kept_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SpareLayers, "LIMIT", 5)
+    spare = SpareLayers()
+    for channels in range(1, 10):
+        with spare.used():
+            for _ in range(3):
+                make_operation("sep_conv_3x3", channels, 1)
+        spare.take_back()
+        assert sum(map(len, spare._spare.values())) <= 5
+    # A network that is not done with keeps its layers.
+    with spare.used():
+        first = make_operation("sep_conv_3x3", 4, 1)
+    with spare.used():
+        second = make_operation("sep_conv_3x3", 4, 1)
+    assert second is not first
+    spare.take_back()
+    with spare.used():
+        assert make_operation("sep_conv_3x3", 4, 1) is second
+        assert make_operation("sep_conv_3x3", 4, 2) is not second
+    assert make_operation("sep_conv_3x3", 4, 1) is not second
