@@ -204,7 +204,8 @@ def _pass(
         if not isinstance(weight, Tensor) or tensor is None or not isinstance(output, Tensor):
             return
         macs = output.numel() // output.shape[0] // weight.shape[0] * weight.numel()
-        layers.append(_Layer(tensor, output, output.grad_fn, macs, (tensor[1] != tensor[0]).any()))
+        entering = tensor.detach()  # what follows needs no graph
+        layers.append(_Layer(entering, output, output.grad_fn, macs, (entering[1] != entering[0]).any()))
 
     handles = [model.get_submodule(name).register_forward_hook(on_stage(name)) for name in stages]
     handles += [module.register_forward_hook(on_layer) for module in counted]
