@@ -79,12 +79,16 @@ def _one_shot(module: ModuleType) -> Iterator[None]:
         yield
     for strategy in ONE_SHOT:
         delattr(module, strategy)
-    _load_when_asked(
-        module, lambda: module.__dict__.update({key: getattr(import_module(name), key) for key in ONE_SHOT})
-    )
+
+    def load() -> None:
+        real = import_module(name)
+        module.__dict__.update({strategy: getattr(real, strategy) for strategy in ONE_SHOT})
+
+    _load_when_asked(module, load)
 
 
 ONE_SHOT = ("DARTS", "ENAS", "GumbelDARTS", "Proxyless", "RandomOneShot")
+"""What :mod:`nni.nas.strategy` has of :mod:`nni.nas.strategy.oneshot`."""
 
 _MEANWHILE: dict[str, Callable[[ModuleType], AbstractContextManager[None]]] = {
     "nni.mutable.mutable": _scipy_stats,
@@ -167,8 +171,8 @@ def _load_when_asked(module: ModuleType, load: Callable[[], None]) -> None:
     def find(name: str) -> Any:
         if name != "__all__":
             _refuse_special(module, name)
-        del module.__getattr__
-        load()
+        load()  # another thread that asks waits for the same import
+        module.__dict__.pop("__getattr__", None)
         return getattr(module, name)
 
     module.__getattr__ = find  # type: ignore[method-assign]
